@@ -1,0 +1,136 @@
+"""
+Every setting of Gear, in one frozen value.
+
+A command-line flag beats the environment (`GEAR_<FIELD>`) beats the file
+(`/etc/gear/gear.toml`, or the one `GEAR_CONFIG` names) beats the default
+here.  Unknown keys in the file are errors.  Read once, at the start of a
+process; nothing else in Gear reads the environment.
+
+Inside the managed plugin `docker plugin set gear <field>=<value>` sets the
+same fields; plugin/config.json declares them without the prefix.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gear_plugin.errors import BadConfig
+
+ENV_PREFIX = "GEAR_"
+DEFAULT_FILE = Path("/etc/gear/gear.toml")
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*\Z", re.IGNORECASE)
+
+
+def _parse_size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value)
+    if not match:
+        raise ValueError(f"not a size (such as 512M, 20G, 1T): {value!r}")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+SizeBytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+MountWay = Literal["auto", "direct", "nested"]
+
+
+class Config(BaseModel):
+    """
+    The settings; every field has a default, a unit in its name or comment,
+    and a line in docs/settings.md.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Path = Path("/var/lib/gear")
+    """Gear's main folder: caches, layers, images, builds."""
+
+    run: Path = Path("/run/gear")
+    """Sockets, process state and private mount points; empty after a reboot."""
+
+    store: str = "/var/lib/gear/store"
+    """The shared object store: a directory, normally an NFS mount."""
+
+    catalog: str = "sqlite:///var/lib/gear/catalog.sqlite"
+    """The metadata database: `sqlite:///<absolute path>`."""
+
+    cache_limit: SizeBytes = 0
+    """Upper bound of the node's cache (public and private), bytes; 0: no bound."""
+
+    mount_way: MountWay = "auto"
+    """How Gear images are mounted: `auto` probes the kernel, others force one way."""
+
+    fuse_workers: Annotated[int, Field(ge=2, le=512)] = 64
+    """FUSE threads; each missing object that is on its way occupies one."""
+
+    fetch_stall_s: Seconds = 8.0
+    """A source that delivers no byte for this long is given up, seconds."""
+
+    fetch_timeout_s: Seconds = 60.0
+    """One object's fetch may take this long altogether before EIO, seconds."""
+
+    watchdog_s: Seconds = 10.0
+    """A FUSE daemon that does not answer statfs for this long is killed, seconds."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What goes to stderr (in the plugin: dockerd's log)."""
+
+    docker_host: str | None = None
+    """The engine for build and push; None: DOCKER_HOST, or docker's default socket."""
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+    bare_names: bool = False,
+) -> Config:
+    """
+    The settings in force: *flags* (None: not given), environment, file, defaults.
+
+    With *bare_names* (inside the managed plugin) a field's own name is read
+    from the environment as well, and an empty value means unset: docker
+    passes every declared variable, set or not.
+
+    Raises BadConfig: one line that names the setting and where it came from.
+    """
+    values: dict[str, Any] = {}
+    path = file or (Path(environ["GEAR_CONFIG"]) if "GEAR_CONFIG" in environ else None)
+    values.update(_from_file(path or DEFAULT_FILE, required=path is not None))
+    for field in Config.model_fields:
+        names = [ENV_PREFIX + field.upper()] + ([field] if bare_names else [])
+        for name in names:
+            if environ.get(name, "" if bare_names else None) not in (None, ""):
+                values[field] = environ[name]
+    values.update({key: value for key, value in (flags or {}).items() if value is not None})
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(Config.model_fields)
+        hint = f"; known settings: {known}" if first["type"] == "extra_forbidden" else ""
+        raise BadConfig(f"setting {where!r}: {first['msg']}{hint}") from error
+
+
+def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        if required:
+            raise BadConfig(f"settings file {path} does not exist") from error
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadConfig(f"settings file {path}: {error}") from error
