@@ -1,0 +1,136 @@
+"""
+The long-running commands: `gear graphdriver`, `gear client`, and the two
+processes that `gear graphdriver` starts for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from gear_plugin import log as logs
+from gear_plugin.cli import node
+from gear_plugin.cli.supervisor import Supervisor
+from gear_plugin.config import ENV_PREFIX, Config
+from gear_plugin.rootfs import LazyLayer, LazyTree
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SOCKET = "/run/docker/plugins/gear.sock"
+_API_THREADS = 64
+_HEARTBEAT_S = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+@click.command()
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    help="Where docker looks for the plugin.",
+)
+@click.pass_obj
+def graphdriver(config: Config, socket: Path) -> None:
+    """
+    Run the storage driver in the foreground.
+
+    Then: dockerd --experimental --storage-driver gear.  Everything a node needs
+    is started with it: the lazy FUSE layer and the client that fills the cache.
+    """
+    logs.setup(config.log_level, "supervisor")
+    commands = {name: [sys.executable, "-m", "gear_plugin", name] for name in ("client",)}
+    commands["api"] = [sys.executable, "-m", "gear_plugin", "run-api", "--socket", str(socket)]
+    commands["fuse"] = [sys.executable, "-m", "gear_plugin", "run-fuse"]
+    os.environ.update(_as_environment(config))
+    socket.parent.mkdir(parents=True, exist_ok=True)
+    supervisor = Supervisor(
+        config.run,
+        commands,
+        lazy=LazyLayer(config.run),
+        heal=lambda: node.heal(config),
+        watchdog_s=config.watchdog_s,
+    )
+    supervisor.serve()
+
+
+@click.command()
+@click.pass_obj
+def client(config: Config) -> None:
+    """Run the node's client in the foreground: it fetches, verifies and caches objects."""
+    logs.setup(config.log_level, "client")
+    _die_with_parent()
+    server = node.local_server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=server.stop).start())
+    server.serve()
+
+
+@click.command("run-api", hidden=True)
+@click.option("--socket", type=click.Path(path_type=Path), required=True)
+@click.pass_obj
+def run_api(config: Config, socket: Path) -> None:
+    """Serve the plugin socket."""
+    from gear_plugin.api.serve import serve
+
+    logs.setup(config.log_level, "api")
+    _die_with_parent()
+    serve(
+        lambda: node.graphdriver_app(config),
+        f"unix:{socket}",
+        threads=_API_THREADS,
+        log_level=config.log_level,
+    )
+
+
+@click.command("run-fuse", hidden=True)
+@click.option("--mountpoint", type=click.Path(path_type=Path), required=True)
+@click.option("--ready", type=int, required=True, help="Pipe that gets a byte: ready, alive.")
+@click.pass_obj
+def run_fuse(config: Config, mountpoint: Path, ready: int) -> None:
+    """Serve the lazy layer."""
+    from gear_plugin.rootfs.fuse import serve
+
+    logs.setup(config.log_level, "fuse")
+    _die_with_parent()
+    tree = node.lazy_tree(config)
+
+    def announce() -> None:
+        os.write(ready, b".")
+        _beat(tree, ready)
+
+    serve(tree, mountpoint, config.fuse_workers, announce)
+
+
+def _beat(tree: LazyTree, pipe: int) -> None:
+    """Tell the supervisor, once a second, when requests were finished since."""
+    seen = 0
+    while True:
+        time.sleep(_HEARTBEAT_S)
+        if tree.finished != seen:
+            seen = tree.finished
+            os.write(pipe, b".")
+
+
+def _die_with_parent() -> None:
+    """
+    End with the supervisor, even when it is killed outright (prctl(2)).
+
+    Outside a plugin nothing else would; a second set of daemons on one
+    folder must never come to be.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _as_environment(config: Config) -> dict[str, str]:
+    """The settings in force, for the child processes."""
+    values = config.model_dump(exclude_none=True)
+    return {ENV_PREFIX + key.upper(): str(value) for key, value in values.items()}

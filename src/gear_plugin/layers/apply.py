@@ -1,0 +1,98 @@
+"""
+Feeding a tar stream to the unpacking process (`untar.py`).
+
+This side only moves bytes: it reads the stream to its end whatever happens to
+the child, because dockerd hashes exactly what is read and takes an answer
+before the end for success.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from gear_plugin import wire
+from gear_plugin.errors import ArchiveMalformed
+
+ReadChunk = Callable[[int], bytes]
+"""Up to n bytes of the stream; empty at its end.  Raises if it was cut off."""
+
+_CHUNK_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+
+def unpack(directory: Path, read: ReadChunk, *, lowest: bool) -> int:
+    """
+    Unpack the tar that *read* gives into the empty *directory*.
+
+    Returns the bytes of its regular files.  Raises ArchiveMalformed,
+    StorageFull, Unsupported, and whatever *read* raises.
+    """
+    command = [sys.executable, "-m", "gear_plugin.layers.untar", str(directory)]
+    child = subprocess.Popen(
+        command + (["--lowest"] if lowest else []),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    answer = _Answer(child.stdout.fileno())
+    try:
+        _set_pipe_size(child.stdin.fileno())
+        _feed(child.stdin.fileno(), read)
+        child.stdin.close()
+        said = answer.text()
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        child.stdin.close()
+        status = child.wait()
+        child.stdout.close()
+    if not said:
+        raise ArchiveMalformed(f"unpacking the layer ended with status {status}")
+    result = json.loads(said)
+    if "error" in result:
+        wire.raise_failure({"ok": False, **result})
+    return int(result["size"])
+
+
+class _Answer:
+    """The child's output, read by a thread so that neither side can block the other."""
+
+    def __init__(self, handle: int) -> None:
+        self._parts: list[bytes] = []
+        self._thread = threading.Thread(target=self._collect, args=(handle,), daemon=True)
+        self._thread.start()
+
+    def _collect(self, handle: int) -> None:
+        while part := os.read(handle, 65536):
+            self._parts.append(part)
+
+    def text(self) -> bytes:
+        """Everything the child printed, once it has closed its output."""
+        self._thread.join()
+        return b"".join(self._parts)
+
+
+def _feed(pipe: int, read: ReadChunk) -> None:
+    """Copy the stream into *pipe*; when the child has stopped reading, just drain it."""
+    child_reads = True
+    while chunk := read(_CHUNK_BYTES):
+        view = memoryview(chunk)
+        while view and child_reads:
+            try:
+                view = view[os.write(pipe, view) :]
+            except BrokenPipeError:
+                child_reads = False
+
+
+def _set_pipe_size(pipe: int) -> None:
+    fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,0 +1,31 @@
+"""
+How a tree appears under a path: an index and its lazily filled data layers,
+stood on by overlayfs.
+
+`fuse` is not imported here: llfuse is loaded by the FUSE daemon alone.
+"""
+
+from gear_plugin.rootfs.lazy import Generation, LazyLayer
+from gear_plugin.rootfs.overlay import Plan, Stack, View, Way, mount_index, mount_stack, probe
+from gear_plugin.rootfs.syscalls import is_mount, mounts, unmount
+from gear_plugin.rootfs.vfs import LazyTree, Lookup, Members
+from gear_plugin.rootfs.views import Views
+
+__all__ = [
+    "Generation",
+    "LazyLayer",
+    "LazyTree",
+    "Lookup",
+    "Members",
+    "Plan",
+    "Stack",
+    "View",
+    "Views",
+    "Way",
+    "is_mount",
+    "mount_index",
+    "mount_stack",
+    "mounts",
+    "probe",
+    "unmount",
+]
