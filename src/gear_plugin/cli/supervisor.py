@@ -180,9 +180,8 @@ class Supervisor:
             return
         own = {child.process.pid for child in self._children if child.process is not None}
         with contextlib.suppress(ChildProcessError):
-            while (
-                info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            ) is not None:
+            look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while (info := os.waitid(os.P_ALL, 0, look)) is not None:
                 if info.si_pid in own:
                     return
                 os.waitpid(info.si_pid, os.WNOHANG)

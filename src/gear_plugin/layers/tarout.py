@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gear_plugin.layers.untar import OPAQUE, WHITEOUT
+from gear_plugin.layers.whiteout import OPAQUE, WHITEOUT, is_opaque, is_whiteout
 
 _BLOCK = 512
 _CHUNK_BYTES = 1 << 20
@@ -62,19 +62,6 @@ def upper_items(upper: Path) -> Iterator[Item]:
                 yield Item(prefix + OPAQUE, None)
             children = sorted(os.listdir(source), reverse=True)
             pending += [(prefix + child, source + b"/" + child) for child in children]
-
-
-def is_whiteout(status: os.stat_result) -> bool:
-    """Whether this is overlayfs's mark for a deleted name."""
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def is_opaque(directory: bytes) -> bool:
-    """Whether overlayfs hides everything below *directory* in lower layers."""
-    try:
-        return os.getxattr(directory, "trusted.overlay.opaque") == b"y"
-    except OSError:
-        return False
 
 
 def _entry(

@@ -29,10 +29,8 @@ from collections.abc import Callable
 
 from gear_plugin.errors import ArchiveMalformed, GearError, StorageFull
 from gear_plugin.image import Kind, Member, TarReader
+from gear_plugin.layers.whiteout import AUFS_META, OPAQUE, WHITEOUT
 
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
-_AUFS_META = b".wh..wh."
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _CHUNK_BYTES = 1 << 20
 _FULL = (28, 122)
@@ -71,7 +69,7 @@ class Unpacker:
     def _unpack(self, member: Member) -> None:
         parent, _, base = member.name.rpartition(b"/")
         parent = b"/" + parent
-        if base.startswith(_AUFS_META) and base != OPAQUE:
+        if base.startswith(AUFS_META) and base != OPAQUE:
             return
         _make_parents(parent)
         if base == OPAQUE:

@@ -1,0 +1,40 @@
+"""A real layer store on a real filesystem; ordinary layers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gear_plugin.layers import LayerStore, NodeImages
+from gear_plugin.rootfs import View, is_mount, unmount
+
+
+class NoViews:
+    """Stands in for rootfs.Views where no Gear image is mounted."""
+
+    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
+        raise AssertionError("no Gear image in this test")
+
+    def forget(self, image: str, /) -> None:
+        raise AssertionError("no Gear image in this test")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Gear's main folder; whatever is still mounted below it goes at the end."""
+    yield tmp_path
+    for merged in tmp_path.glob("containers/*/merged"):
+        if is_mount(merged):
+            unmount(merged, lazy=True)
+
+
+def make_store(root: Path) -> LayerStore:
+    """A store as a new process would make it."""
+    return LayerStore(root, NodeImages(root), NoViews(), lambda _: None)
+
+
+@pytest.fixture
+def store(root: Path) -> LayerStore:
+    return make_store(root)
