@@ -25,6 +25,7 @@ from gear_plugin.rootfs import LazyLayer, LazyTree
 log = logging.getLogger(__name__)
 
 DEFAULT_SOCKET = "/run/docker/plugins/gear.sock"
+_SELF = (sys.executable, "-m", "gear_plugin")
 _API_THREADS = 64
 _HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -47,9 +48,11 @@ def graphdriver(config: Config, socket: Path) -> None:
     is started with it: the lazy FUSE layer and the client that fills the cache.
     """
     logs.setup(config.log_level, "supervisor")
-    commands = {name: [sys.executable, "-m", "gear_plugin", name] for name in ("client",)}
-    commands["api"] = [sys.executable, "-m", "gear_plugin", "run-api", "--socket", str(socket)]
-    commands["fuse"] = [sys.executable, "-m", "gear_plugin", "run-fuse"]
+    commands = {
+        "api": [*_SELF, "run-api", "--socket", str(socket)],
+        "client": [*_SELF, "client"],
+        "fuse": [*_SELF, "run-fuse"],
+    }
     os.environ.update(_as_environment(config))
     socket.parent.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(

@@ -42,7 +42,11 @@ def local_server(config: Config) -> LocalServer:
     from gear_plugin.content import Cache, DirectoryStore, Fetcher
 
     images = NodeImages(config.root)
-    cache = Cache(config.root, config.cache_limit)
+    cache = Cache(
+        config.root,
+        config.cache_limit,
+        is_mounted=lambda image: image.hex in mounted_images(config.root),
+    )
     fetcher = Fetcher(
         cache,
         [DirectoryStore(Path(config.store))],

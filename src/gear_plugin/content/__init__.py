@@ -1,0 +1,30 @@
+"""
+Where bytes live, named by digest: stores hold objects, the cache makes them
+plain files on this node, the fetcher brings them from one to the other.
+
+`Cache`, `Fetcher` and `Completer` belong to the node's client, the only
+writer of the caches; every other process asks it through `LocalClient`.
+"""
+
+from gear_plugin.content.ask import LocalClient
+from gear_plugin.content.base import CHUNK_BYTES, ObjectSource, ObjectStore
+from gear_plugin.content.cache import Cache, Usage
+from gear_plugin.content.complete import Completer
+from gear_plugin.content.directory import DirectoryStore
+from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
+from gear_plugin.content.memory import MemoryStore
+
+__all__ = [
+    "CHUNK_BYTES",
+    "Cache",
+    "Completer",
+    "DirectoryStore",
+    "FetchCounts",
+    "Fetcher",
+    "LocalClient",
+    "MemoryStore",
+    "ObjectSource",
+    "ObjectStore",
+    "SourceCounts",
+    "Usage",
+]

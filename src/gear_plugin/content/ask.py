@@ -1,0 +1,123 @@
+"""
+Asking the node's client, over its unix socket (`wire`), from another process.
+
+One `LocalClient` a process is enough: every thread gets a connection of its
+own and keeps it, so a request costs one line each way.  Safe from any thread;
+not across a fork.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+from gear_plugin import wire
+from gear_plugin.digest import Digest
+from gear_plugin.errors import DaemonUnavailable, TimedOut
+
+
+class LocalClient:
+    """
+    The client listening on *socket_path*; nothing is opened before the first call.
+
+    Every method waits at most *timeout_s* for the client to answer, and
+    raises DaemonUnavailable (it is not running, or refuses), TimedOut, or
+    whatever GearError the client answered.  All calls are safe to repeat.
+    """
+
+    def __init__(self, socket_path: Path, timeout_s: float) -> None:
+        self._path = str(socket_path)
+        self._timeout_s = timeout_s
+        self._local = threading.local()
+
+    def fetch(self, image: Digest, digest: Digest) -> None:
+        """
+        Have the object in the public cache and in *image*'s private folder.
+
+        Raises ContentNotFound, ContentCorrupt, SourceUnavailable, TimedOut,
+        StorageFull, and ImageNotFound for an image that was not admitted.
+        """
+        self._ask({"op": "fetch", "image": image.hex, "object": digest.hex})
+
+    def admit(self, image: Digest) -> None:
+        """Have *image*'s private folder made; nothing happens if it is there."""
+        self._ask({"op": "admit", "image": image.hex})
+
+    def complete(self, image: Digest) -> None:
+        """Have everything that *image* lacks fetched in the background; returns at once."""
+        self._ask({"op": "complete", "image": image.hex})
+
+    def forget(self, image: Digest) -> None:
+        """Have *image*'s private folder removed; nothing happens if it is gone."""
+        self._ask({"op": "forget", "image": image.hex})
+
+    def status(self) -> dict[str, Any]:
+        """The client's counts, as `wire` describes them."""
+        answer = self._ask({"op": "status"})
+        del answer["ok"]
+        return answer
+
+    def close(self) -> None:
+        """Close the calling thread's connection; another call opens a new one."""
+        connection: socket.socket | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            self._local.connection = None
+            connection.close()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        line = wire.encode(message)
+        is_reused = getattr(self._local, "connection", None) is not None
+        answer = self._exchange(line)
+        if not answer and is_reused:
+            # The client was restarted since this thread's last call.
+            answer = self._exchange(line)
+        if not answer:
+            raise DaemonUnavailable(f"the Gear client hung up ({self._path}); see its log")
+        decoded = wire.decode(answer)
+        wire.raise_failure(decoded)
+        return decoded
+
+    def _exchange(self, line: bytes) -> bytes:
+        """Send *line*, return the answering line; empty when the client hung up."""
+        connection = self._connection()
+        try:
+            connection.sendall(line)
+            answer = connection.recv(wire.MAX_LINE_BYTES)
+            while answer and not answer.endswith(b"\n"):
+                more = connection.recv(wire.MAX_LINE_BYTES)
+                answer = answer + more if more else b""
+        except BlockingIOError as error:
+            # Its answer may still come; it must not be taken for the next one's.
+            self.close()
+            raise TimedOut(f"the Gear client did not answer in {self._timeout_s:g} s") from error
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+        except BaseException:
+            self.close()
+            raise
+        if not answer:
+            self.close()
+        return answer
+
+    def _connection(self) -> socket.socket:
+        connection: socket.socket | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            return connection
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The kernel's own time limits: settimeout() would add a poll(2) to
+        # each send and receive.
+        limit = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            connection.connect(self._path)
+        except OSError as error:
+            connection.close()
+            raise DaemonUnavailable(
+                f"no Gear client on {self._path} ({error.strerror}); is it running?"
+            ) from error
+        self._local.connection = connection
+        return connection

@@ -1,0 +1,54 @@
+"""
+Images as pure values: tars in, a tree, index bytes out, and back.
+
+Nothing here opens a file: callers pass buffers and readers.
+"""
+
+from gear_plugin.image.archive import Member, SeekableSource, Source, TarReader
+from gear_plugin.image.check import CheckedIndex, check_index
+from gear_plugin.image.entry import NO_XATTRS, Directory, Inode, Kind
+from gear_plugin.image.erofs import write as write_erofs
+from gear_plugin.image.erofs_format import Buffer
+from gear_plugin.image.erofs_reader import read as read_erofs
+from gear_plugin.image.flatten import Content, Flattened, flatten
+from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, write_layer
+from gear_plugin.image.manifest import (
+    CHUNK_BYTES,
+    FORMAT_VERSION,
+    LARGE_OBJECT_BYTES,
+    Manifest,
+    chunk_count,
+)
+from gear_plugin.image.objects import ObjectTable
+from gear_plugin.image.tree import Totals, Tree
+
+__all__ = [
+    "CHUNK_BYTES",
+    "FOLDER",
+    "FORMAT_VERSION",
+    "INDEX_NAME",
+    "LARGE_OBJECT_BYTES",
+    "MANIFEST_NAME",
+    "NO_XATTRS",
+    "Buffer",
+    "CheckedIndex",
+    "Content",
+    "Directory",
+    "Flattened",
+    "Inode",
+    "Kind",
+    "Manifest",
+    "Member",
+    "ObjectTable",
+    "SeekableSource",
+    "Source",
+    "TarReader",
+    "Totals",
+    "Tree",
+    "check_index",
+    "chunk_count",
+    "flatten",
+    "read_erofs",
+    "write_erofs",
+    "write_layer",
+]

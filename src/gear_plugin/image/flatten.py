@@ -1,0 +1,252 @@
+"""
+An image's layers, bottom to top, into the one tree that a container would see.
+
+Pure: members come from `archive`, content is not touched; the caller hashes
+the bytes that won and sets the digests.  Not safe to share between threads.
+
+Rules, and where they come from:
+
+- Whiteouts (OCI image-spec, layer.md, "Whiteouts"): `.wh.NAME` hides NAME of
+  the lower layers, `.wh..wh..opq` all that lower layers have in that
+  directory; neither touches entries of its own layer, whatever the order.
+  Other `.wh..wh.*` names are AUFS's private files and are ignored.
+- A directory over a directory replaces its metadata and keeps its children;
+  anything else replaces what was there.
+- A missing parent becomes a directory 0755 root:root, mtime 0.
+- A parent that is a symbolic link is followed inside the tree, as Docker's
+  untar in a chroot does.
+- What overlayfs keeps to itself does not survive: a character device 0:0 is
+  its whiteout, so it hides the name, and `trusted.overlay.*` xattrs go.
+- Xattrs that Linux refuses, and Docker therefore drops, go as well: unknown
+  prefixes, and `user.*` on anything but files and directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gear_plugin.errors import ArchiveMalformed, Unsupported
+from gear_plugin.image.archive import Member
+from gear_plugin.image.entry import MAX_PATH_BYTES, NO_XATTRS, Directory, Inode, Kind
+from gear_plugin.image.tree import Tree
+
+_WHITEOUT = b".wh."
+_AUFS = b".wh..wh."
+_OPAQUE = b".wh..wh..opq"
+_MAX_SYMLINKS = 40  # MAXSYMLINKS of Linux
+_MAX_DEPTH = MAX_PATH_BYTES // 2 + 1  # a name and a slash each
+_OVERLAY_XATTRS = b"trusted.overlay."
+_XATTR_PREFIXES = (b"security.", b"trusted.", b"user.")
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+
+
+class Content(NamedTuple):
+    """Where a non-empty regular file's bytes are: layer (0 is the lowest), offset and size."""
+
+    inode: Inode
+    layer: int
+    offset: int
+    size: int
+
+
+class Flattened(NamedTuple):
+    """
+    The merged tree, digests not set yet, and the contents that are left in it.
+
+    `contents` has every non-empty regular file once, by layer and offset, so
+    that each layer is read through once from its beginning.
+    """
+
+    tree: Tree
+    contents: list[Content]
+
+
+def flatten(layers: Sequence[Iterable[Member]]) -> Flattened:
+    """
+    Merge *layers*, the lowest first; each is iterated once, in this order.
+
+    Raises ArchiveMalformed for what no untar could do (a hard link to
+    nothing, a symlink loop) and Unsupported for directories nested too deep.
+    Other limits of Linux (long names, huge files) are the index writer's.
+    """
+    merge = _Merge()
+    for number, members in enumerate(layers):
+        merge.apply(number, list(members))
+    return Flattened(merge.tree, merge.contents())
+
+
+class _Merge:
+    """The state of the merge: everything up to the layer applied last."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self._places: dict[Inode, Content] = {}
+        # Parents already resolved; emptied whenever a directory or symlink
+        # goes away, since only then can a path come to mean something else.
+        self._parents: dict[bytes, Directory] = {}
+
+    def contents(self) -> list[Content]:
+        places = self._places
+        found = [places[inode] for inode in self.tree.inodes() if inode in places]
+        found.sort(key=lambda content: content[1:])
+        return found
+
+    def apply(self, layer: int, members: list[Member]) -> None:
+        # All whiteouts first: they are about the lower layers alone.
+        entries = [member for member in members if not self._whiteout(member.name)]
+        for member in entries:
+            self._add(layer, member)
+
+    def _whiteout(self, path: bytes) -> bool:
+        """Whether *path* is a whiteout or AUFS's own; if a whiteout, it is done."""
+        if _WHITEOUT not in path:
+            return False
+        folder, _, name = path.rpartition(b"/")
+        if name == _OPAQUE:
+            parent = self._resolve(folder, create=False)
+            if parent is not None:
+                parent.children.clear()
+                self._parents.clear()
+            return True
+        if any(part.startswith(_AUFS) for part in path.split(b"/")):
+            return True
+        if not name.startswith(_WHITEOUT):
+            return False
+        hidden = name.removeprefix(_WHITEOUT)
+        if hidden in (b"", b".", b".."):
+            raise ArchiveMalformed(f"layer: a whiteout of nothing: {path!r}")
+        parent = self._resolve(folder, create=False)
+        if parent is not None:
+            self._remove(parent, hidden)
+        return True
+
+    def _add(self, layer: int, member: Member) -> None:
+        if not member.name:
+            if member.kind is not Kind.DIR:
+                raise ArchiveMalformed(f"layer: the root is a {member.kind.value}")
+            _update(self.tree.root, member)
+            return
+        folder, _, name = member.name.rpartition(b"/")
+        parent = self._parents.get(folder) or self._parent(folder)
+        if member.kind is Kind.DIR:
+            self._add_directory(parent, name, member)
+        elif member.kind is Kind.HARDLINK:
+            self._put(parent, name, self._link_target(member))
+        elif member.kind is Kind.CHAR and member.major == 0 and member.minor == 0:
+            self._remove(parent, name)
+        else:
+            inode = _inode(member)
+            if inode.size:
+                self._places[inode] = Content(inode, layer, member.data_offset, inode.size)
+            self._put(parent, name, inode)
+
+    def _add_directory(self, parent: Directory, name: bytes, member: Member) -> None:
+        existing = parent.children.get(name)
+        if not isinstance(existing, Directory):
+            existing = Directory()
+            self._put(parent, name, existing)
+        _update(existing, member)
+
+    def _link_target(self, member: Member) -> Inode:
+        folder, _, name = member.link.rpartition(b"/")
+        parent = self._resolve(folder, create=False)
+        target = parent.children.get(name) if parent is not None else None
+        if target is None:
+            raise ArchiveMalformed(
+                f"layer: {member.name!r} is a hard link to {member.link!r}, which is not there"
+            )
+        if isinstance(target, Directory):
+            raise ArchiveMalformed(f"layer: {member.name!r} is a hard link to a directory")
+        return target
+
+    def _put(self, parent: Directory, name: bytes, inode: Inode) -> None:
+        self._remove(parent, name)
+        parent.children[name] = inode
+
+    def _remove(self, parent: Directory, name: bytes) -> None:
+        removed = parent.children.pop(name, None)
+        if removed is not None and (removed.kind is Kind.DIR or removed.kind is Kind.SYMLINK):
+            self._parents.clear()
+
+    def _parent(self, path: bytes) -> Directory:
+        """The directory at *path*, made if it is missing."""
+        directory = self._resolve(path, create=True)
+        assert directory is not None
+        self._parents[path] = directory
+        return directory
+
+    def _resolve(self, path: bytes, *, create: bool) -> Directory | None:
+        """
+        The directory at *path*, symbolic links followed inside the tree.
+
+        With *create* missing directories are made, and one takes the place of
+        anything else that is in the way; without, both give None.
+        """
+        trail = [self.tree.root]
+        todo = path.split(b"/")[::-1] if path else []
+        followed = 0
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                if len(trail) > 1:
+                    trail.pop()
+                continue
+            node = trail[-1].children.get(name)
+            if node is not None and node.kind is Kind.SYMLINK:
+                followed += 1
+                if followed > _MAX_SYMLINKS:
+                    raise ArchiveMalformed(f"layer: too many symbolic links in {path[:100]!r}")
+                if node.target.startswith(b"/"):
+                    del trail[1:]
+                todo.extend(node.target.split(b"/")[::-1])
+                continue
+            if not isinstance(node, Directory):
+                if not create:
+                    return None
+                node = Directory()
+                self._put(trail[-1], name, node)
+            trail.append(node)
+            if len(trail) > _MAX_DEPTH:
+                raise Unsupported(f"layer: nested deeper than Linux allows: {path[:100]!r}")
+        return trail[-1]
+
+
+def _update(directory: Directory, member: Member) -> None:
+    directory.mode = member.mode
+    directory.uid = member.uid
+    directory.gid = member.gid
+    directory.mtime_ns = member.mtime_ns
+    directory.xattrs = _carried(member.kind, member.xattrs)
+
+
+def _inode(member: Member) -> Inode:
+    return Inode(
+        member.kind,
+        member.mode,
+        member.uid,
+        member.gid,
+        member.mtime_ns,
+        member.size,
+        member.link,
+        member.major,
+        member.minor,
+        _carried(member.kind, member.xattrs),
+    )
+
+
+def _carried(kind: Kind, xattrs: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    """Those of *xattrs* that an inode of this *kind* has in a container."""
+    if not xattrs:
+        return NO_XATTRS
+    takes_user = kind is Kind.FILE or kind is Kind.DIR
+    kept = {
+        name: value
+        for name, value in sorted(xattrs.items())
+        if (name.startswith(_XATTR_PREFIXES) or name in _ACLS)
+        and not name.startswith(_OVERLAY_XATTRS)
+        and (takes_user or not name.startswith(b"user."))
+    }
+    return kept or NO_XATTRS
