@@ -21,6 +21,7 @@ from gear_plugin.rootfs import LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
     from flask import Flask
+
     from gear_plugin.api.local import LocalServer
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,6 @@ def local_client(config: Config) -> LocalClient:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-
     from gear_plugin.content import Cache, DirectoryStore, Fetcher
 
     images = NodeImages(config.root)

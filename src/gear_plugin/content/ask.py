@@ -19,6 +19,16 @@ from gear_plugin.digest import Digest
 from gear_plugin.errors import DaemonUnavailable, TimedOut
 
 
+class _Connection:
+    """A socket that is closed with the thread that owned it."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __del__(self) -> None:
+        self.socket.close()
+
+
 class LocalClient:
     """
     The client listening on *socket_path*; nothing is opened before the first call.
@@ -62,10 +72,7 @@ class LocalClient:
 
     def close(self) -> None:
         """Close the calling thread's connection; another call opens a new one."""
-        connection: socket.socket | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            self._local.connection = None
-            connection.close()
+        self._local.connection = None
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         line = wire.encode(message)
@@ -103,21 +110,20 @@ class LocalClient:
         return answer
 
     def _connection(self) -> socket.socket:
-        connection: socket.socket | None = getattr(self._local, "connection", None)
+        connection: _Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
-            return connection
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            return connection.socket
+        connection = _Connection()
         # The kernel's own time limits: settimeout() would add a poll(2) to
         # each send and receive.
         limit = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1_000_000))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
-            connection.connect(self._path)
+            connection.socket.connect(self._path)
         except OSError as error:
-            connection.close()
             raise DaemonUnavailable(
                 f"no Gear client on {self._path} ({error.strerror}); is it running?"
             ) from error
         self._local.connection = connection
-        return connection
+        return connection.socket

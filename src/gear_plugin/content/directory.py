@@ -99,8 +99,9 @@ class DirectoryStore:
             return self._write(digest, source, self._objects / name, size_bytes, compress)
 
     def list(self) -> Iterator[Digest]:
-        with self._unavailable("its objects"):
-            shards = sorted(entry.name for entry in os.scandir(self._objects_text))
+        self._check_present()
+        with self._unavailable("its objects"), os.scandir(self._objects_text) as entries:
+            shards = sorted(entry.name for entry in entries if entry.is_dir())
         for shard in shards:
             with self._unavailable(f"folder {shard}"):
                 names = os.listdir(f"{self._objects_text}/{shard}")
@@ -143,7 +144,9 @@ class DirectoryStore:
         raise ContentNotFound(f"{self.name} has no object {digest}")
 
     def _check_present(self) -> None:
-        if not self._objects.is_dir():
+        with self._unavailable("its objects"):
+            is_present = self._objects.is_dir()
+        if not is_present:
             raise SourceUnavailable(f"{self.name} has no objects/ directory; is it mounted?")
 
     @contextlib.contextmanager
@@ -229,8 +232,8 @@ class DirectoryStore:
         return True
 
     def _make_shard(self, shard: Path) -> None:
-        if not shard.is_dir():
-            with self._unavailable(f"folder {shard.name}"):
+        with self._unavailable(f"folder {shard.name}"):
+            if not shard.is_dir():
                 shard.mkdir(exist_ok=True)
                 sync_directory(self._objects)
 

@@ -230,7 +230,7 @@ class Fetcher:
         try:
             with lane.source.read(flight.digest) as chunks:
                 size_bytes = self._cache.publish(
-                    flight.image, flight.digest, _watched(chunks, task)
+                    flight.image, flight.digest, _watched(chunks, lane, task)
                 )
         except _GivenUp:
             return
@@ -265,11 +265,11 @@ class Fetcher:
             self._counter[lane.source.name, kind] += amount
 
 
-def _watched(chunks: Iterator[bytes], task: Task) -> Iterator[bytes]:
+def _watched(chunks: Iterator[bytes], lane: Lane, task: Task) -> Iterator[bytes]:
     for chunk in chunks:
         if task.is_abandoned:
             raise _GivenUp
-        task.progressed()
+        lane.progressed(task)
         yield chunk
 
 

@@ -34,10 +34,6 @@ class Task:
         self.last_byte_s: float | None = None
         """When it last moved (its start counts), monotonic; None while it is queued."""
 
-    def progressed(self) -> None:
-        """To be called by the running task whenever bytes come."""
-        self.last_byte_s = time.monotonic()
-
 
 class Lane:
     """
@@ -76,6 +72,10 @@ class Lane:
         if must_start:
             threading.Thread(target=self._work, name=self.source.name, daemon=True).start()
 
+    def progressed(self, task: Task) -> None:
+        """To be called by the running *task* whenever bytes come."""
+        task.last_byte_s = self._last_progress_s = time.monotonic()
+
     def stalled_for_s(self, task: Task) -> float:
         """
         For how long *task* has not moved, seconds.
@@ -106,7 +106,7 @@ class Lane:
                 self._idle -= 1
                 self._queued -= 1
                 if not task.is_abandoned:
-                    task.progressed()
+                    self.progressed(task)
             if task.last_byte_s is not None:
                 task.run(task)
             with self._lock:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -25,6 +26,7 @@ _CONFIG_SIZE = 304
 _FLAGS_OFFSET = 4 + 4 + 52
 """struct loop_config: fd, block size, then loop_info64, where lo_flags is at byte 52."""
 _MAJOR = 7
+_CONTROL, _CONTROL_DEVICE = "/dev/loop-control", os.makedev(10, 237)
 _ATTEMPTS = 20
 """Another process may take the free device between asking for it and setting it up."""
 
@@ -42,11 +44,11 @@ def _attach(image: Path) -> tuple[str, int]:
     """A configured device's path, and an open descriptor that keeps it until it is mounted."""
     backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        control = os.open(_node(_CONTROL, _CONTROL_DEVICE), os.O_RDWR | os.O_CLOEXEC)
         try:
             for _ in range(_ATTEMPTS):
                 number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-                device = _device_node(number)
+                device = _node(f"/dev/loop{number}", os.makedev(_MAJOR, number))
                 held = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     fcntl.ioctl(held, _LOOP_CONFIGURE, _configuration(backing))
@@ -72,9 +74,9 @@ def _configuration(backing: int) -> bytes:
     return bytes(config)
 
 
-def _device_node(number: int) -> str:
+def _node(path: str, device: int) -> str:
     """The device's path; a container's /dev has no udev, so make the node if it is missing."""
-    path = f"/dev/loop{number}"
     if not Path(path).exists():
-        os.mknod(path, 0o600 | 0o060000, os.makedev(_MAJOR, number))
+        kind = stat.S_IFCHR if path == _CONTROL else stat.S_IFBLK
+        os.mknod(path, 0o600 | kind, device)
     return path

@@ -159,9 +159,7 @@ def test_pax_xattrs_are_bytes_and_empty_ones_are_dropped() -> None:
     A value may hold newlines, `=` and any byte; an empty one deletes the record, as in Docker.
     """
     capability = bytes([1, 0, 0, 2, 0, 4, 0, 10, 61, 255])
-    record = _pax(
-        (b"SCHILY.xattr.security.capability", capability), (b"SCHILY.xattr.user.no", b"")
-    )
+    record = _pax((b"SCHILY.xattr.security.capability", capability), (b"SCHILY.xattr.user.no", b""))
     assert scan(_extended(record))[0].xattrs == {b"security.capability": capability}
 
 

@@ -29,15 +29,25 @@ _TYPES = {
     Kind.BLOCK: stat.S_ISBLK,
     Kind.FIFO: stat.S_ISFIFO,
 }
+_NO_ID = 0xFFFFFFFF
+_CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # net_raw, effective
 _ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, perm, who)
-    for tag, perm, who in [(1, 7, 0xFFFFFFFF), (2, 5, 12), (4, 5, 0xFFFFFFFF), (16, 5, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)]
-)  # fmt: skip
+    for tag, perm, who in [
+        (1, 7, _NO_ID),
+        (2, 5, 12),
+        (4, 5, _NO_ID),
+        (16, 5, _NO_ID),
+        (32, 0, _NO_ID),
+    ]
+)
 
 
 def _everything() -> Tree:
     """One tree with every case that the format treats on its own."""
-    linked = file(b"linked", xattrs={b"user.big": b"v" * 60_000, b"security.capability": b"c"})
+    linked = file(
+        b"linked", xattrs={b"user.big": b"v" * 60_000, b"security.capability": _CAPABILITY}
+    )
     entries: dict[bytes, Inode] = {
         b"empty": file(b""),
         b"empty-dir": Directory(mode=0o1777, mtime_ns=-1),

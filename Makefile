@@ -1,0 +1,40 @@
+# As root on a fresh Debian 12: `make demo` and `make test` install what they need.
+SHELL := /bin/bash
+VENV := build/venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test test-engine check plugin bench clean
+
+demo: build/.ready                ## the main job, nothing to configure
+	$(PY) -m bench.demo
+
+test: check test-engine           ## everything
+
+check: build/.ready               ## seconds: lint, types, imports, unit and contract tests
+	$(VENV)/bin/ruff check -q .
+	$(VENV)/bin/ruff format -q --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m pytest
+
+test-engine: build/.ready         ## real dockerd, real plugin, real registry
+	$(PY) -m pytest tests/engine --timeout 900
+
+plugin: build/.ready              ## plugin/rootfs, ready for `docker plugin create gear/graphdriver plugin`
+	$(PY) -m tests.engine.plugin
+
+bench: build/.ready               ## overlay2 and Gear side by side
+	$(PY) -m bench.demo --runs 3
+
+clean:
+	$(PY) -m tests.engine.engine --clean build/engines || true
+	rm -rf build plugin/rootfs/[!.]*
+
+build/.deps: .ci/install-deps
+	.ci/install-deps
+	mkdir -p build && touch $@
+
+build/.ready: build/.deps pyproject.toml
+	test -x $(PY) || /usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q -e '.[dev]'
+	touch $@

@@ -1,0 +1,114 @@
+"""
+The `gear` command: parses words, calls one job, prints its result.
+
+Results go to stdout, messages to stderr.  An expected error is one line and
+one of EXIT_CODES; a bug is its traceback and 70.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from gear_plugin import __version__, config
+from gear_plugin import log as logs
+from gear_plugin.cli import daemons, images
+from gear_plugin.errors import (
+    BadInput,
+    Conflict,
+    Damaged,
+    GearError,
+    MountFailed,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+
+EXIT_CODES: tuple[tuple[type[GearError], int], ...] = (
+    (BadInput, 2),
+    (NotFound, 3),
+    (Conflict, 4),
+    (Damaged, 5),
+    (Unsupported, 6),
+    (Unavailable, 7),
+    (MountFailed, 8),
+    (GearError, 1),
+)
+"""The first row whose class fits decides."""
+
+BUG, INTERRUPTED = 70, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gear")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Settings file (TOML).")
+@click.option("--root", type=click.Path(path_type=Path), help="Gear's main folder.")
+@click.option("--store", help="The shared object store: a directory, normally on NFS.")
+@click.option("--catalog", help="The metadata database: sqlite:///<absolute path>.")
+@click.option("--host", help="The Docker engine, as in DOCKER_HOST.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="For stderr."
+)
+@click.option("--plugin", is_flag=True, hidden=True)
+@click.pass_context
+def cli(
+    context: click.Context,
+    file: Path | None,
+    root: Path | None,
+    store: str | None,
+    catalog: str | None,
+    host: str | None,
+    log_level: str | None,
+    plugin: bool,
+) -> None:
+    """
+    Gear: Docker images that start before they are downloaded.
+
+    \b
+    Turn an image into a Gear image, and publish it:
+        gear build nginx:1.25
+        gear push nginx-gear:1.25
+    On a node with the plugin (docker plugin install gear/graphdriver):
+        docker run nginx-gear:1.25
+    """
+    flags = {"root": root, "store": store, "catalog": catalog, "docker_host": host}
+    flags["log_level"] = log_level
+    context.obj = config.load(flags, file=file, bare_names=plugin)
+    logs.setup(context.obj.log_level, "gear")
+
+
+for command in (
+    images.build,
+    images.push,
+    images.images,
+    daemons.graphdriver,
+    daemons.client,
+    daemons.run_api,
+    daemons.run_fuse,
+):
+    cli.add_command(command)
+
+
+def exit_code(error: GearError) -> int:
+    """The status that the process ends with."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def main() -> None:
+    """The console entry point."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except GearError as error:
+        print(f"gear: {error}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(BUG)

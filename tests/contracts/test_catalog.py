@@ -1,0 +1,146 @@
+"""The suite that every catalog passes (`catalog/base.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gear_plugin.catalog import Catalog, ImageRecord, MemoryCatalog, SqliteCatalog
+from gear_plugin.digest import Digest, object_id
+from gear_plugin.errors import BadDigest, ContentNotFound, ImageNotFound
+from gear_plugin.names import ImageId
+
+NGINX = ImageId.parse("library/nginx:1.25")
+PYTHON = ImageId.parse("python:3.11")
+
+
+def record(image: ImageId, **changes: object) -> ImageRecord:
+    plain = ImageRecord(
+        image=image,
+        gear_image=image.gear,
+        index=Digest.of(b"index"),
+        original=Digest.of(b"original"),
+        manifest=Digest.of(b"manifest"),
+        objects=2,
+        size_bytes=2**40,
+        created_s=1_700_000_000,
+    )
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def objects(image: ImageId, *paths: bytes, salt: bytes = b"") -> dict[str, Digest]:
+    return {object_id(str(image), path): Digest.of(path + salt) for path in paths}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    catalog: Catalog = (
+        MemoryCatalog() if request.param == "memory" else SqliteCatalog(tmp_path / "catalog")
+    )
+    yield catalog
+    catalog.close()
+
+
+def test_record_comes_back(catalog: Catalog) -> None:
+    """Every field, as it was put."""
+    catalog.put_image(record(NGINX), objects(NGINX, b"a", b"b"))
+    assert catalog.get_image(NGINX) == record(NGINX)
+
+
+def test_oids_resolve(catalog: Catalog) -> None:
+    """Each path of each image has its own content."""
+    catalog.put_image(record(NGINX), objects(NGINX, b"a", b"b"))
+    catalog.put_image(record(PYTHON), objects(PYTHON, b"a", salt=b"!"))
+    assert catalog.resolve(object_id(str(NGINX), b"a")) == Digest.of(b"a")
+    assert catalog.resolve(object_id(str(NGINX), b"b")) == Digest.of(b"b")
+    assert catalog.resolve(object_id(str(PYTHON), b"a")) == Digest.of(b"a!")
+
+
+def test_objects_of_are_distinct(catalog: Catalog) -> None:
+    """Two paths with one content are one object; other images' are not among them."""
+    one, two = object_id(str(NGINX), b"1"), object_id(str(NGINX), b"2")
+    catalog.put_image(record(NGINX), {one: Digest.of(b"x"), two: Digest.of(b"x")})
+    catalog.put_image(record(PYTHON), objects(PYTHON, b"y"))
+    assert catalog.objects_of(NGINX) == {Digest.of(b"x")}
+
+
+def test_image_without_files(catalog: Catalog) -> None:
+    """An image may have no regular file at all."""
+    catalog.put_image(record(NGINX, objects=0), {})
+    assert catalog.objects_of(NGINX) == frozenset()
+
+
+def test_putting_again_replaces_all(catalog: Catalog) -> None:
+    """The newer push counts: its record, its objects, and none that only the older had."""
+    catalog.put_image(record(NGINX), objects(NGINX, b"gone", b"kept"))
+    newer = record(NGINX, index=Digest.of(b"other"), created_s=1_800_000_000)
+    catalog.put_image(newer, objects(NGINX, b"kept", b"new", salt=b"2"))
+    assert catalog.list_images() == [newer]
+    assert catalog.objects_of(NGINX) == {Digest.of(b"kept2"), Digest.of(b"new2")}
+    with pytest.raises(ContentNotFound):
+        catalog.resolve(object_id(str(NGINX), b"gone"))
+
+
+def test_unknown_names(catalog: Catalog) -> None:
+    """Each call says which thing it does not know."""
+    with pytest.raises(ImageNotFound, match="nginx"):
+        catalog.get_image(NGINX)
+    with pytest.raises(ImageNotFound, match="nginx"):
+        catalog.objects_of(NGINX)
+    with pytest.raises(ContentNotFound, match=object_id("x:y", b"z")):
+        catalog.resolve(object_id("x:y", b"z"))
+    assert catalog.remove_image(NGINX) is False
+    assert catalog.list_images() == []
+
+
+@pytest.mark.parametrize("oid", ["", "xyz", "A" * 64, "0" * 63])
+def test_malformed_oids_are_refused(catalog: Catalog, oid: str) -> None:
+    """In both directions, and nothing is recorded."""
+    with pytest.raises(BadDigest):
+        catalog.resolve(oid)
+    with pytest.raises(BadDigest):
+        catalog.put_image(record(NGINX), {oid: Digest.of(b"x")})
+    assert catalog.list_images() == []
+
+
+def test_remove_takes_the_objects_along(catalog: Catalog) -> None:
+    """The image's record and OIDs go; the other image's stay."""
+    catalog.put_image(record(NGINX), objects(NGINX, b"a"))
+    catalog.put_image(record(PYTHON), objects(PYTHON, b"a"))
+    assert catalog.remove_image(NGINX) is True
+    assert catalog.list_images() == [record(PYTHON)]
+    with pytest.raises(ContentNotFound):
+        catalog.resolve(object_id(str(NGINX), b"a"))
+    assert catalog.resolve(object_id(str(PYTHON), b"a")) == Digest.of(b"a")
+
+
+def test_list_is_by_name(catalog: Catalog) -> None:
+    """By name, then tag."""
+    names = ["b:1", "a:2", "a:1", "a/b:1"]
+    for name in names:
+        catalog.put_image(record(ImageId.parse(name)), {})
+    assert [str(found.image) for found in catalog.list_images()] == ["a:1", "a:2", "a/b:1", "b:1"]
+
+
+def test_many_threads(catalog: Catalog) -> None:
+    """Writers and readers at once; a record that is seen has all its objects."""
+    paths = [b"%d" % number for number in range(50)]
+    failures: list[object] = []
+
+    def work(number: int) -> None:
+        image = ImageId("shared", "1") if number % 2 else ImageId(f"own{number}", "1")
+        for _ in range(5):
+            catalog.put_image(record(image), objects(image, *paths))
+            if len(catalog.objects_of(image)) != len(paths):
+                failures.append(image)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(catalog.list_images()) == 4

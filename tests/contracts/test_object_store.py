@@ -1,0 +1,164 @@
+"""The suite that every object store passes (`content/base.py`)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gear_plugin.content import CHUNK_BYTES, DirectoryStore, MemoryStore, ObjectStore
+from gear_plugin.digest import Digest
+from gear_plugin.errors import ContentCorrupt, ContentNotFound
+
+CONTENTS = {
+    "empty": b"",
+    "one byte": b"x",
+    "a block": os.urandom(4096),
+    "text": b"the same line again\n" * 5000,
+    "noise": os.urandom(300_000),
+    "chunks of text": b"many chunks " * 300_000,
+    "chunks of noise": os.urandom(CHUNK_BYTES * 2 + 7),
+    "text then noise": b"a" * 2_000_000 + os.urandom(2_000_000),
+}
+ABSENT = Digest.of(b"never stored")
+
+Put = Callable[[bytes], bool]
+
+
+@pytest.fixture(params=["memory", "directory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "memory":
+        return MemoryStore()
+    return DirectoryStore.create(tmp_path / "store")
+
+
+@pytest.fixture
+def put(store: ObjectStore, tmp_path: Path) -> Put:
+    def put(content: bytes) -> bool:
+        path = tmp_path / f"file-{threading.get_ident()}"
+        path.write_bytes(content)
+        return store.put(Digest.of(content), path)
+
+    return put
+
+
+def read(store: ObjectStore, digest: Digest) -> bytes:
+    with store.read(digest) as chunks:
+        return b"".join(chunks)
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_what_was_put_is_read(store: ObjectStore, put: Put, kind: str) -> None:
+    """Any content comes back byte by byte, in chunks of 1 to CHUNK_BYTES."""
+    content = CONTENTS[kind]
+    assert put(content) is True
+    with store.read(Digest.of(content)) as chunks:
+        parts = list(chunks)
+    assert b"".join(parts) == content
+    assert all(1 <= len(part) <= CHUNK_BYTES for part in parts)
+
+
+def test_put_says_who_was_first(store: ObjectStore, put: Put) -> None:
+    """True the first time, False ever after; True again once it was deleted."""
+    assert [put(b"content"), put(b"content")] == [True, False]
+    store.delete(Digest.of(b"content"))
+    assert put(b"content") is True
+
+
+@pytest.mark.parametrize("kind", ["one byte", "text", "chunks of text", "noise"])
+def test_wrong_content_is_refused(store: ObjectStore, tmp_path: Path, kind: str) -> None:
+    """What does not hash to its name is not stored, in whatever form it would be."""
+    path = tmp_path / "file"
+    path.write_bytes(CONTENTS[kind])
+    with pytest.raises(ContentCorrupt):
+        store.put(ABSENT, path)
+    assert not store.has(ABSENT)
+    assert list(store.list()) == []
+
+
+def test_absent_object(store: ObjectStore, put: Put) -> None:
+    """Every call has its own answer for an object that is not there."""
+    put(b"another")
+    assert not store.has(ABSENT)
+    assert not store.delete(ABSENT)
+    with pytest.raises(ContentNotFound, match=ABSENT.hex):
+        store.size(ABSENT)
+    with pytest.raises(ContentNotFound, match=ABSENT.hex), store.read(ABSENT):
+        pass
+
+
+def test_list_gives_every_object_once(store: ObjectStore, put: Put) -> None:
+    """Exactly the objects there are, in any order."""
+    for content in CONTENTS.values():
+        put(content)
+    listed = list(store.list())
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {Digest.of(content) for content in CONTENTS.values()}
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "noise"])
+def test_delete_removes_one(store: ObjectStore, put: Put, kind: str) -> None:
+    """The object is gone, others are not; the second delete says so."""
+    put(CONTENTS[kind])
+    put(b"another")
+    digest = Digest.of(CONTENTS[kind])
+    assert store.has(digest)
+    assert [store.delete(digest), store.delete(digest)] == [True, False]
+    assert not store.has(digest)
+    assert list(store.list()) == [Digest.of(b"another")]
+
+
+def test_reader_outlives_a_delete(store: ObjectStore, put: Put) -> None:
+    """Whoever has an object open reads it to its end."""
+    content = CONTENTS["chunks of noise"]
+    put(content)
+    with store.read(Digest.of(content)) as chunks:
+        first = next(chunks)
+        store.delete(Digest.of(content))
+        assert first + b"".join(chunks) == content
+
+
+def test_reader_may_stop_early(store: ObjectStore, put: Put) -> None:
+    """Leaving the block in the middle, or by an error, is fine; the error is untouched."""
+    content = CONTENTS["chunks of text"]
+    put(content)
+    error = OSError("the reader's own")
+    with pytest.raises(OSError, match="reader's own"), store.read(Digest.of(content)) as chunks:
+        next(chunks)
+        raise error
+    assert read(store, Digest.of(content)) == content
+
+
+def test_size_is_what_it_takes(store: ObjectStore, put: Put) -> None:
+    """At most the content's size; noise cannot take less."""
+    for content in CONTENTS.values():
+        put(content)
+        assert store.size(Digest.of(content)) <= len(content)
+    assert store.size(Digest.of(CONTENTS["noise"])) == len(CONTENTS["noise"])
+
+
+def test_many_writers_one_first(store: ObjectStore, put: Put) -> None:
+    """Of writers at the same moment exactly one is told that it was new."""
+    content = CONTENTS["text"]
+    barrier = threading.Barrier(8)
+    answers: list[bool] = []
+
+    def write() -> None:
+        barrier.wait()
+        answers.append(put(content))
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [False] * 7 + [True]
+    assert read(store, Digest.of(content)) == content
+
+
+def test_name_is_for_people(store: ObjectStore) -> None:
+    """One short line for logs and statistics."""
+    assert store.name
+    assert "\n" not in store.name

@@ -1,0 +1,165 @@
+"""
+A private Docker engine: own data root, exec root, socket and pid file.
+
+Never the host's.  A predecessor that crashed in the same folder is cleaned up
+before a start: its processes by pid, after a look at their command lines, and
+its mounts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+_DOCKERD = "/usr/sbin/dockerd"
+
+
+class EngineError(AssertionError):
+    """The engine did not do as asked; carries what it said."""
+
+
+class Engine:
+    """
+    One dockerd under *workdir*; *env* is added to its environment and to the client's.
+
+    The socket lies in a short folder of its own, as socket paths are limited
+    to 107 bytes.
+    """
+
+    def __init__(self, name: str, workdir: Path, env: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.workdir = workdir.resolve()
+        self.data_root = self.workdir / "data"
+        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}"
+        self.host = f"unix://{self._sockets}/docker.sock"
+        self._env = dict(env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a docker client of this engine needs in its environment."""
+        config = self.workdir / "client"
+        return {
+            **self._env,
+            "DOCKER_HOST": self.host,
+            "DOCKER_CONFIG": str(config),
+            "DOCKER_BUILDKIT": "0",
+        }
+
+    def start(self, driver: str = "overlay2", *, wait_s: float = 60) -> None:
+        """Start dockerd on *driver* and wait until it answers."""
+        self.cleanup_predecessor()
+        for folder in (self.workdir, self._sockets, self.workdir / "client"):
+            folder.mkdir(parents=True, exist_ok=True)
+        command = [_DOCKERD, "--experimental", "--data-root", str(self.data_root)]
+        command += ["--exec-root", str(self._sockets / "exec"), "-H", self.host]
+        command += ["-p", str(self.workdir / "pid"), "--bridge=none", "--iptables=false"]
+        command += ["--storage-driver", driver]
+        with (self.workdir / "dockerd.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **self._env}
+            )
+        deadline = time.monotonic() + wait_s
+        while self.docker("version", check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise EngineError(f"dockerd did not come up on {driver}:\n{self.log_tail()}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait: containerd needs a few seconds."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self.cleanup_predecessor()
+
+    def kill(self) -> None:
+        """kill -9 of dockerd alone; its containers and plugins go on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+        (self.workdir / "pid").unlink(missing_ok=True)
+
+    def restart(self, driver: str) -> None:
+        """Stop and start on *driver*."""
+        self.stop()
+        self.start(driver)
+
+    def remove(self) -> None:
+        """Stop and delete everything."""
+        self.stop()
+        shutil.rmtree(self.workdir, ignore_errors=True)
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def docker(
+        self,
+        *words: str,
+        check: bool = True,
+        timeout: float = 600,
+        input: str | None = None,  # noqa: A002 - subprocess.run's word
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the docker client; a failure shows the command and what it said."""
+        done = subprocess.run(
+            ["docker", *words],
+            env={**os.environ, **self.environ},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            input=input,
+            check=False,
+        )
+        if check and done.returncode:
+            raise EngineError(
+                f"docker {' '.join(words)}: status {done.returncode}\n{done.stderr}{done.stdout[-2000:]}"
+            )
+        return done
+
+    def container_pid(self, container: str) -> int:
+        """The container's first process, as the host sees it."""
+        return int(self.docker("inspect", container, "-f", "{{.State.Pid}}").stdout)
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of dockerd's log, the plugin's lines included."""
+        return "\n".join((self.workdir / "dockerd.log").read_text().splitlines()[-lines:])
+
+    def cleanup_predecessor(self) -> None:
+        """End what an earlier engine in this folder left: processes, mounts."""
+        for process in self._leftovers():
+            os.kill(process, signal.SIGKILL)
+        for point in self._mounts():
+            subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+        (self.workdir / "pid").unlink(missing_ok=True)
+
+    def _leftovers(self) -> list[int]:
+        """Processes whose command line names this engine's own folders."""
+        marks = (os.fsencode(self.workdir) + b"/", os.fsencode(self._sockets) + b"/")
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                program = words.split(b"\0")[0].rpartition(b"/")[2]
+                ours = (b"dockerd", b"containerd", b"containerd-shim-runc-v2")
+                if program in ours and any(mark in words for mark in marks):
+                    found.append(int(entry.name))
+        return found
+
+    def _mounts(self) -> list[str]:
+        """Mount points below this engine's folders, the latest first."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        points = [line.split()[4] for line in lines]
+        folders = (f"{self.workdir}/", f"{self._sockets}/")
+        return [point for point in points[::-1] if point.startswith(folders)]

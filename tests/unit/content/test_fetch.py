@@ -1,0 +1,385 @@
+"""Fetching: one read for many, sources in their order, an answer in bounded time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gear_plugin.content import Cache, Fetcher, MemoryStore, ObjectSource, SourceCounts, fetch
+from gear_plugin.content.lane import STUCK_LIMIT
+from gear_plugin.digest import Digest
+from gear_plugin.errors import (
+    ContentCorrupt,
+    ContentNotFound,
+    GearError,
+    ImageNotFound,
+    SourceUnavailable,
+    StorageFull,
+    TimedOut,
+)
+
+NGINX, PYTHON = Digest.of(b"nginx index"), Digest.of(b"python index")
+STALL_S = 0.1
+
+
+class Scripted:
+    """A source that does what the test says, and counts."""
+
+    def __init__(self, name: str, chunks: Callable[[Digest], Iterator[bytes]]) -> None:
+        self.name = name
+        self.reads: list[Digest] = []
+        self._chunks = chunks
+
+    @contextlib.contextmanager
+    def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
+        self.reads.append(digest)
+        yield self._chunks(digest)
+
+
+class Hanging(Scripted):
+    """Delivers nothing until `release` is called, then the content."""
+
+    def __init__(self, name: str, content: bytes = b"") -> None:
+        super().__init__(name, self._wait)
+        self._released = threading.Event()
+        self._content = content
+
+    def _wait(self, _digest: Digest) -> Iterator[bytes]:
+        assert self._released.wait(30)
+        yield self._content
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    cache = Cache(tmp_path / "gear", 0)
+    cache.admit(NGINX)
+    cache.admit(PYTHON)
+    return cache
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    source = Hanging("hanging", b"x")
+    yield source
+    source.release()
+
+
+def stocked(tmp_path: Path, *contents: bytes, name: str = "memory") -> MemoryStore:
+    store = MemoryStore(name)
+    for content in contents:
+        (tmp_path / "file").write_bytes(content)
+        store.put(Digest.of(content), tmp_path / "file")
+    return store
+
+
+def failing(name: str, error: Exception) -> Scripted:
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        raise error
+        yield b""
+
+    return Scripted(name, chunks)
+
+
+def fetcher(
+    cache: Cache, *sources: ObjectSource, timeout_s: float = 20, workers: int = 8
+) -> Fetcher:
+    return Fetcher(cache, sources, stall_s=STALL_S, timeout_s=timeout_s, workers=workers)
+
+
+def in_threads(number: int, call: Callable[[], None]) -> list[GearError]:
+    """Run *call* in *number* threads at once; the errors that were raised."""
+    errors: list[GearError] = []
+
+    def run() -> None:
+        try:
+            call()
+        except GearError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in 5 s"
+        time.sleep(0.005)
+
+
+def test_miss_then_hit(cache: Cache, tmp_path: Path) -> None:
+    """The first call brings the object, pinned; the second reads nothing."""
+    store = stocked(tmp_path, b"x")
+    fetching = fetcher(cache, store)
+    digest = Digest.of(b"x")
+    fetching.fetch(NGINX, digest)
+    fetching.fetch(NGINX, digest)
+    assert cache.path(digest).read_bytes() == b"x"
+    assert cache.path(digest).stat().st_nlink == 2
+    counts = fetching.counts()
+    assert (counts.hits, counts.objects, counts.size_bytes, counts.failures) == (1, 1, 1, 0)
+    assert counts.sources == {"memory": SourceCounts(objects=1, size_bytes=1)}
+
+
+def test_many_openers_cause_one_read(cache: Cache) -> None:
+    """And each image among them gets its own pin."""
+
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        time.sleep(0.05)
+        yield b"x"
+
+    source = Scripted("slow", chunks)
+    fetching = fetcher(cache, source)
+    images = iter([NGINX, PYTHON] * 8)
+    assert in_threads(16, lambda: fetching.fetch(next(images), Digest.of(b"x"))) == []
+    assert source.reads == [Digest.of(b"x")]
+    assert cache.path(Digest.of(b"x")).stat().st_nlink == 3
+
+
+def test_sources_are_asked_in_order(cache: Cache, tmp_path: Path) -> None:
+    """The second only for what the first lacks."""
+    first, second = stocked(tmp_path, b"1"), stocked(tmp_path, b"1", b"2", name="second")
+    fetching = fetcher(cache, first, second)
+    for content in (b"1", b"2"):
+        fetching.fetch(NGINX, Digest.of(content))
+    sources = fetching.counts().sources
+    assert sources["memory"] == SourceCounts(objects=1, size_bytes=1, missing=1)
+    assert sources["second"] == SourceCounts(objects=1, size_bytes=1)
+
+
+def test_wrong_bytes_are_never_published(
+    cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The culprit is named in the log, and the next source is asked."""
+    bad = Scripted("liar", lambda _digest: iter([b"wrong"]))
+    fetching = fetcher(cache, bad, stocked(tmp_path, b"right"))
+    fetching.fetch(NGINX, Digest.of(b"right"))
+    assert cache.path(Digest.of(b"right")).read_bytes() == b"right"
+    assert "wrong bytes from liar" in caplog.text
+    assert fetching.counts().sources["liar"] == SourceCounts(corrupt=1)
+    caplog.clear()
+
+
+ABSENT = ContentNotFound("absent")
+CORRUPT = ContentCorrupt("corrupt")
+DOWN = SourceUnavailable("down")
+BUG = ZeroDivisionError("bug")
+
+
+@pytest.mark.parametrize(
+    ("sources", "verdict"),
+    [
+        ([], ContentNotFound),
+        ([ABSENT, ABSENT], ContentNotFound),
+        ([CORRUPT, CORRUPT], ContentCorrupt),
+        ([ABSENT, CORRUPT], ContentCorrupt),
+        ([DOWN, ABSENT], SourceUnavailable),
+        ([CORRUPT, DOWN], SourceUnavailable),
+        ([BUG, ABSENT], SourceUnavailable),
+    ],
+)
+def test_verdict_when_nobody_delivers(
+    cache: Cache,
+    caplog: pytest.LogCaptureFixture,
+    sources: list[Exception],
+    verdict: type[GearError],
+) -> None:
+    """The error that says most about what to do; "not found" only if all say so."""
+    fetching = fetcher(cache, *(failing(f"s{i}", error) for i, error in enumerate(sources)))
+    with pytest.raises(verdict) as caught:
+        fetching.fetch(NGINX, Digest.of(b"x"))
+    assert type(caught.value) is verdict
+    assert fetching.counts().failures == 1
+    caplog.clear()
+
+
+def test_failure_is_not_remembered(cache: Cache, tmp_path: Path) -> None:
+    """Once the object is back, the same call succeeds."""
+    store = MemoryStore()
+    fetching = fetcher(cache, store)
+    with pytest.raises(ContentNotFound):
+        fetching.fetch(NGINX, Digest.of(b"x"))
+    (tmp_path / "file").write_bytes(b"x")
+    store.put(Digest.of(b"x"), tmp_path / "file")
+    fetching.fetch(NGINX, Digest.of(b"x"))
+
+
+def test_all_who_wait_get_the_error(cache: Cache) -> None:
+    """A failed read fails each of its openers, with an error of its own."""
+
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        time.sleep(0.05)
+        raise ContentNotFound("absent")
+        yield b""
+
+    errors = in_threads(
+        4,
+        lambda f=fetcher(cache, Scripted("slow", chunks)): f.fetch(  # type: ignore[misc]
+            NGINX, Digest.of(b"x")
+        ),
+    )
+    assert [type(error) for error in errors] == [ContentNotFound] * 4
+    assert len({id(error) for error in errors}) == 4
+
+
+def test_stalled_source_is_passed_over(
+    cache: Cache, tmp_path: Path, hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After stall_s the next source is asked; the late one publishes nothing."""
+    fetching = fetcher(cache, hanging, stocked(tmp_path, b"x"))
+    began = time.monotonic()
+    fetching.fetch(NGINX, Digest.of(b"x"))
+    assert STALL_S <= time.monotonic() - began < 10 * STALL_S
+    inode = cache.path(Digest.of(b"x")).stat().st_ino
+    hanging.release()
+    eventually(lambda: fetching._lanes[0].stuck == 0)
+    assert cache.path(Digest.of(b"x")).stat().st_ino == inode
+    assert fetching.counts().sources["hanging"] == SourceCounts(unavailable=1)
+    caplog.clear()
+
+
+def test_stalled_only_source_is_an_error(
+    cache: Cache, hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for ever."""
+    with pytest.raises(SourceUnavailable, match="hanging delivered nothing"):
+        fetcher(cache, hanging).fetch(NGINX, Digest.of(b"x"))
+    caplog.clear()
+
+
+def test_slow_but_steady_is_not_stalled(cache: Cache) -> None:
+    """Each chunk starts the clock again."""
+
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        for _ in range(8):
+            time.sleep(STALL_S / 2)
+            yield b"x"
+
+    fetcher(cache, Scripted("steady", chunks)).fetch(NGINX, Digest.of(b"x" * 8))
+
+
+def test_dead_source_costs_a_bounded_number_of_threads(
+    cache: Cache, tmp_path: Path, hanging: Hanging, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With STUCK_LIMIT reads hanging it fails at once, and recovers when they return."""
+    workers = 8
+    fetching = fetcher(cache, hanging, workers=workers)
+    digests = iter([Digest.of(b"%d" % number) for number in range(100)])
+
+    def attempt() -> None:
+        fetching.fetch(NGINX, next(digests))
+
+    for _ in range(4):
+        assert len(in_threads(workers, attempt)) == workers
+    assert STUCK_LIMIT <= fetching._lanes[0].stuck < STUCK_LIMIT + workers
+    assert len(hanging.reads) < STUCK_LIMIT + workers
+    began = time.monotonic()
+    with pytest.raises(SourceUnavailable, match="stalled"):
+        attempt()
+    assert time.monotonic() - began < STALL_S
+    hanging.release()
+    eventually(lambda: fetching._lanes[0].stuck == 0)
+    fetching.fetch(NGINX, Digest.of(b"x"))
+    caplog.clear()
+
+
+def test_queued_reads_wait_for_a_busy_source(cache: Cache) -> None:
+    """More large objects than threads are no stall: the lane moves."""
+
+    def chunks(digest: Digest) -> Iterator[bytes]:
+        for _ in range(3):
+            time.sleep(STALL_S / 2)
+            yield b"x"
+        yield b"%d" % numbers[digest]
+
+    numbers = {Digest.of(b"xxx%d" % number): number for number in range(6)}
+    fetching = fetcher(cache, Scripted("busy", chunks), workers=1)
+    digests = iter(numbers)
+    # The last one waits in line for 5 * 1.5 * STALL_S.
+    assert in_threads(6, lambda: fetching.fetch(NGINX, next(digests))) == []
+
+
+def test_timeout_answers_but_the_object_still_comes(cache: Cache) -> None:
+    """Too large for one timeout_s: the first opener is told so, a later one finds it."""
+    proceed = threading.Event()
+
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        while not proceed.wait(STALL_S / 4):
+            yield b""  # a sign of life
+        yield b"x"
+
+    source = Scripted("large", chunks)
+    fetching = fetcher(cache, source, timeout_s=0.3)
+    with pytest.raises(TimedOut):
+        fetching.fetch(NGINX, Digest.of(b"x"))
+    proceed.set()
+    eventually(lambda: cache.has(Digest.of(b"x")))
+    fetching.fetch(NGINX, Digest.of(b"x"))
+    assert len(source.reads) == 1
+
+
+def test_full_cache_asks_no_other_source(cache: Cache, tmp_path: Path) -> None:
+    """StorageFull is not the source's fault."""
+    small = Cache(tmp_path / "small", 4096)
+    small.admit(NGINX)
+    content = b"x" * 5000
+    second = stocked(tmp_path, content, name="second")
+    fetching = fetcher(small, stocked(tmp_path, content), second)
+    with pytest.raises(StorageFull):
+        fetching.fetch(NGINX, Digest.of(content))
+    assert fetching.counts().sources["second"] == SourceCounts()
+
+
+def test_image_must_be_admitted(cache: Cache, tmp_path: Path) -> None:
+    """Whether or not the object is here."""
+    fetching = fetcher(cache, stocked(tmp_path, b"x"))
+    with pytest.raises(ImageNotFound):
+        fetching.fetch(Digest.of(b"stranger"), Digest.of(b"x"))
+
+
+def test_forgotten_image_does_not_fail_another(cache: Cache) -> None:
+    """The read began for an image that leaves meanwhile; the other still gets its object."""
+    proceed = threading.Event()
+
+    def chunks(_digest: Digest) -> Iterator[bytes]:
+        proceed.wait(5)
+        yield b"x"
+
+    source = Scripted("slow", chunks)
+    patient = fetch.Fetcher(cache, [source], stall_s=5, timeout_s=10, workers=2)
+    outcome: list[object] = []
+
+    def opener(image: Digest) -> threading.Thread:
+        def run() -> None:
+            try:
+                patient.fetch(image, Digest.of(b"x"))
+                outcome.append("here")
+            except GearError as error:
+                outcome.append(type(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    leaving = opener(NGINX)
+    eventually(lambda: len(source.reads) == 1)
+    staying = opener(PYTHON)
+    time.sleep(0.05)
+    cache.forget(NGINX)
+    proceed.set()
+    leaving.join()
+    staying.join()
+    assert outcome.count("here") == 1
+    assert outcome.count(ImageNotFound) == 1
+    assert cache.link(PYTHON, Digest.of(b"x"))

@@ -1,0 +1,53 @@
+"""plugin/config.json says the same as Config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gear_plugin.config import Config, load
+
+PLUGIN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "plugin" / "config.json").read_text()
+)
+FIXED = {"root", "run", "docker_host"}
+"""Settings that have one right value inside the plugin, or none."""
+
+
+def test_every_setting_can_be_set_with_docker_plugin_set() -> None:
+    """
+    And nothing is declared that Config would not read.
+    """
+    declared = {entry["name"] for entry in PLUGIN["env"]}
+    assert declared == set(Config.model_fields) - FIXED
+    assert all(entry["settable"] == ["value"] for entry in PLUGIN["env"])
+
+
+def test_declared_defaults_are_the_programs() -> None:
+    """
+    Only where the store is differs inside the plugin.
+    """
+    environ = {entry["name"]: entry["value"] for entry in PLUGIN["env"]}
+    inside = load(environ=environ, bare_names=True)
+    expected = {"store": "/mnt/store", "catalog": "sqlite:///mnt/store/catalog.sqlite"}
+    assert inside == Config(**expected)  # type: ignore[arg-type]
+
+
+def test_an_empty_value_means_unset() -> None:
+    """
+    docker passes every declared variable, set or not.
+    """
+    assert load(environ={"store": "", "cache_limit": ""}, bare_names=True) == Config()
+
+
+@pytest.mark.parametrize("key", ["propagatedMount", "mounts"])
+def test_paths_fit_the_settings(key: str) -> None:
+    """
+    Mounts reach the host only below the propagated mount.
+    """
+    values = {"propagatedMount": str(Config().root), "mounts": "/mnt/store"}
+    found = PLUGIN[key] if key == "propagatedMount" else PLUGIN[key][0]["destination"]
+    assert found == values[key]
