@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.catalog import Catalog, ImageRecord, MemoryCatalog, SqliteCatalog
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import BadDigest, ContentNotFound, ImageNotFound

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.content import CHUNK_BYTES, DirectoryStore, MemoryStore, ObjectStore
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound

@@ -121,7 +121,8 @@ class Engine:
         )
         if check and done.returncode:
             raise EngineError(
-                f"docker {' '.join(words)}: status {done.returncode}\n{done.stderr}{done.stdout[-2000:]}"
+                f"docker {' '.join(words)}: status {done.returncode}\n"
+                f"{done.stderr}{done.stdout[-2000:]}"
             )
         return done
 
@@ -140,20 +141,33 @@ class Engine:
         for point in self._mounts():
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         (self.workdir / "pid").unlink(missing_ok=True)
+        # containerd's pid file would make a new dockerd wait for the old one.
+        shutil.rmtree(self._sockets / "exec", ignore_errors=True)
 
     def _leftovers(self) -> list[int]:
-        """Processes whose command line names this engine's own folders."""
+        """
+        Processes that are this engine's own: by the folders in their command
+        line, or by the container or plugin id in their cgroup.
+        """
         marks = (os.fsencode(self.workdir) + b"/", os.fsencode(self._sockets) + b"/")
+        ids = [
+            path.name
+            for kind in ("containers", "plugins")
+            for path in (self.data_root / kind).glob("[0-9a-f]*")
+            if len(path.name) == 64
+        ]
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     words = (entry / "cmdline").read_bytes()
+                    group = (entry / "cgroup").read_text()
                 except OSError:
                     continue
                 program = words.split(b"\0")[0].rpartition(b"/")[2]
                 ours = (b"dockerd", b"containerd", b"containerd-shim-runc-v2")
-                if program in ours and any(mark in words for mark in marks):
+                named = program in ours and any(mark in words for mark in marks)
+                if named or any(own in group for own in ids):
                     found.append(int(entry.name))
         return found
 

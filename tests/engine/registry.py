@@ -78,18 +78,43 @@ class Registry:
 
     def _certificates(self) -> None:
         def openssl(*words: str) -> None:
-            subprocess.run(
-                ["openssl", *words], cwd=self._folder, check=True, capture_output=True
-            )
+            subprocess.run(["openssl", *words], cwd=self._folder, check=True, capture_output=True)
 
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-        openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "30",
-                "-subj", "/CN=Gear test CA")
-        openssl("req", *key, "-keyout", "server.key", "-out", "server.csr",
-                "-subj", "/CN=127.0.0.1")
+        openssl(
+            "req",
+            "-x509",
+            *key,
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "30",
+            "-subj",
+            "/CN=Gear test CA",
+        )
+        openssl(
+            "req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1"
+        )
         (self._folder / "ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-                "-CAcreateserial", "-days", "30", "-extfile", "ext", "-out", "server.pem")
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            "server.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-extfile",
+            "ext",
+            "-out",
+            "server.pem",
+        )
 
 
 def _free_port() -> int:

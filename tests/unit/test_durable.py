@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from gear_plugin import durable
 from gear_plugin.durable import TEMP_PREFIX, remove_stale, write_once
 from gear_plugin.errors import StorageFull

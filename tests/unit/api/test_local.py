@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_plugin import wire
 from gear_plugin.api import local
 from gear_plugin.api.local import LocalServer
@@ -163,7 +164,7 @@ def test_endless_line_is_cut_off(node: Node) -> None:
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(str(node.path))
         raw.settimeout(5)
-        with pytest.raises(OSError):  # noqa: PT011  # EPIPE or ECONNRESET
+        with pytest.raises(OSError):  # EPIPE or ECONNRESET
             while True:
                 raw.sendall(b"x" * wire.MAX_LINE_BYTES)
 
@@ -183,9 +184,7 @@ def test_bug_is_logged_and_answered(
     caplog.clear()
 
 
-def test_callers_beyond_the_limit_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_callers_beyond_the_limit_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And take the places of those who leave."""
     monkeypatch.setattr(local, "_MAX_CONNECTIONS", 2)
     node = Node(tmp_path)

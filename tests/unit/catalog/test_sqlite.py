@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.catalog import ImageRecord, SqliteCatalog, open_catalog, sqlite
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import BadConfig, Damaged, ImageNotFound, TimedOut, Unsupported

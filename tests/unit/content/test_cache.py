@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.content import Cache
 from gear_plugin.content import cache as cache_module
 from gear_plugin.digest import Digest
@@ -203,9 +204,7 @@ class TestLimit:
         assert sum(cache.has(digest) for digest in [*ours, early]) >= 2
         assert cache.usage().size_bytes <= 100 * KIB
 
-    def test_mounted_images_keep_all(
-        self, cache: Cache, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_mounted_images_keep_all(self, cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
         """What running containers opened is never evicted; the limit gives way, loudly."""
         digests = [self.put(cache, number, NGINX) for number in range(8)]
         assert all(cache.has(digest) for digest in digests)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.content import Cache, Completer, Fetcher, MemoryStore
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ImageNotFound
@@ -124,9 +125,7 @@ def test_stop_ends_the_work(cache: Cache, fetcher: Fetcher, store: Gated) -> Non
     assert all(cache.has(digest) for digest in OBJECTS)
 
 
-def test_forgotten_image_ends_the_work(
-    cache: Cache, fetcher: Fetcher, store: Gated
-) -> None:
+def test_forgotten_image_ends_the_work(cache: Cache, fetcher: Fetcher, store: Gated) -> None:
     """Also when nobody says stop."""
     work = completer(fetcher)
     work.start(NGINX)

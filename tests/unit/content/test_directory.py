@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+
 from gear_plugin.content import DirectoryStore
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound, SourceUnavailable

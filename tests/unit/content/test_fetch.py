@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from gear_plugin.content import Cache, Fetcher, MemoryStore, ObjectSource, SourceCounts, fetch
 from gear_plugin.content.lane import STUCK_LIMIT
 from gear_plugin.digest import Digest

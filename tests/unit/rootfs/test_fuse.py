@@ -30,8 +30,8 @@ class Node:
 
     def __init__(self, base: Path, way: Way) -> None:
         self.base = base
-        for name in ("index", "fuse", "public", "private", "supply", "upper", "work", "merged"):
-            (base / name).mkdir()
+        for folder in ("index", "fuse", "public", "private", "supply", "upper", "work", "merged"):
+            (base / folder).mkdir()
         tree = Tree()
         for name, content in CONTENTS.items():
             tree.root.children[name] = Inode(
