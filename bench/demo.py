@@ -82,10 +82,7 @@ def compare(builder: Engine, registry: Registry, folder: Path, runs: int) -> Non
     index_bytes = registry.stored_bytes() - image_bytes
     say("making the plugin and pushing it to the registry")
     plugin_ref = f"{registry.address}/gear/graphdriver:1"
-    made = plugin.build(builder)
-    builder.docker("plugin", "rm", "-f", plugin_ref, check=False)
-    builder.docker("plugin", "create", plugin_ref, str(made))
-    builder.docker("plugin", "push", plugin_ref)
+    plugin.publish(builder, plugin_ref)
     before: list[Run] = []
     after: list[Run] = []
     for number in range(runs):

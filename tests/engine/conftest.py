@@ -27,17 +27,21 @@ WORK = plugin.BUILD / "engines"
 @pytest.fixture(scope="session")
 def registry() -> Iterator[Registry]:
     made = Registry(WORK / "registry")
-    made.start()
-    yield made
-    made.stop()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture(scope="session")
 def engine_a(registry: Registry) -> Iterator[Engine]:
     engine = Engine("a", WORK / "a", env=registry.client_environ)
-    engine.start("overlay2")
-    yield engine
-    engine.stop()
+    try:
+        engine.start("overlay2")
+        yield engine
+    finally:
+        engine.stop()
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +58,7 @@ def gear(engine_a: Engine, store_dir: Path, tmp_path_factory: pytest.TempPathFac
 def plugin_ref(engine_a: Engine, registry: Registry) -> str:
     """The plugin in the registry."""
     ref = f"{registry.address}/gear/graphdriver:1"
-    folder = plugin.build(engine_a)
-    engine_a.docker("plugin", "rm", "-f", ref, check=False)
-    engine_a.docker("plugin", "create", ref, str(folder))
-    engine_a.docker("plugin", "push", ref)
+    plugin.publish(engine_a, ref)
     return ref
 
 
@@ -72,11 +73,13 @@ def node(
     """A fresh engine B for each way of mounting."""
     shutil.rmtree(WORK / "b", ignore_errors=True)
     engine = Engine("b", WORK / "b", env=registry.client_environ)
-    engine.start("overlay2")
-    install(engine, plugin_ref, gear.store, f"mount_way={request.param}")
-    engine.restart("gear")
-    yield Node(engine, gear.store)
-    engine.remove()
+    try:
+        engine.start("overlay2")
+        install(engine, plugin_ref, gear.store, f"mount_way={request.param}")
+        engine.restart("gear")
+        yield Node(engine, gear.store)
+    finally:
+        engine.remove()
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,20 @@ def build(engine: Engine) -> Path:
     return PLUGIN
 
 
+def publish(engine: Engine, ref: str) -> None:
+    """
+    Build the plugin on *engine* and push it to a registry as *ref*.
+
+    Other plugins of that engine are removed first: docker refuses to create
+    one whose content it has already.
+    """
+    folder = build(engine)
+    for old in engine.docker("plugin", "ls", "-q", "--no-trunc").stdout.split():
+        engine.docker("plugin", "rm", "-f", old)
+    engine.docker("plugin", "create", ref, str(folder))
+    engine.docker("plugin", "push", ref)
+
+
 def _wheels() -> None:
     """Gear's wheel, always fresh, and those of its dependencies, once."""
     wheels = BUILD / "wheels"

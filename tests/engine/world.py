@@ -100,7 +100,7 @@ class Node:
 def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
     """Install the plugin as a user would, on an engine that runs another driver."""
     words = ("plugin", "install", "--grant-all-permissions", "--alias", "gear", ref)
-    engine.docker(*words, f"store.source={store}", *settings)
+    engine.docker(*words, f"store_dir.source={store}", *settings)
 
 
 def wait_until(condition: Any, *, timeout_s: float = 20.0, what: str = "it") -> None:
