@@ -38,7 +38,7 @@ DOCKERS_OWN = {
     "etc/resolv.conf",
     "etc/mtab",
 }
-"""What dockerd and runc put into every container."""
+"""What dockerd and runc put into every container; they change the time of `etc` and of volumes."""
 
 SERVE = (
     "import urllib.request,time\n"
@@ -172,7 +172,8 @@ def test_every_file_is_the_originals(
         found = differences(
             tree(engine_a, theirs), tree(node.engine, ours), ignore=DOCKERS_OWN | {""}
         )
-    assert found == []
+    touched = ("b'etc': mtime_ns", "b'data': mtime_ns")
+    assert [line for line in found if not line.startswith(touched)] == []
 
 
 def test_a_web_server_serves(node: Node, pushed: dict[str, str]) -> None:
@@ -245,7 +246,11 @@ def web_contents(engine_a: Engine, pushed: dict[str, str], tmp_path: Path) -> di
         engine_a.docker("rm", container)
         with tarfile.open(tmp_path / "x.tar") as archive:
             for member in archive:
-                if member.isreg() and (data := archive.extractfile(member)) is not None:
+                if (
+                    member.isreg()
+                    and member.size
+                    and (data := archive.extractfile(member)) is not None
+                ):
                     _CONTENTS[member.name] = hashlib.sha256(data.read()).hexdigest()
     return _CONTENTS
 
@@ -316,7 +321,7 @@ def test_a_running_container_survives_the_fuse_daemon_and_heals(
             return done.returncode == 0
 
         wait_until(reads, timeout_s=60, what="healing")
-        assert node.fuse_pid() != killed
+        wait_until(lambda: node.fuse_pid() not in (0, killed), what="a new FUSE daemon")
     with running(node.engine, pushed["web"]) as container:
         node.engine.docker("exec", container, "python3", "-c", "import json")
 
@@ -330,8 +335,10 @@ def test_the_plugin_can_be_killed_under_a_running_container(
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         node.engine.docker("exec", container, "python3", "-c", "import json")
+        inside = tree(node.engine, container)
         os.kill(node.process("graphdriver"), signal.SIGKILL)
-        node.engine.docker("exec", container, "python3", "-c", "import json")
+        # Not with `docker exec`, which asks the plugin first.
+        assert (inside / "usr/lib/python3.11/json/__init__.py").read_bytes()
         wait_until(lambda: runs(node, pushed["web"]), timeout_s=60, what="a new plugin process")
         node.engine.docker("exec", container, "python3", "-c", "import json")
     assert not (node.inner_root / "containers" / container / "merged").exists()
