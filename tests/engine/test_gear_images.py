@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -255,6 +256,14 @@ def web_contents(engine_a: Engine, pushed: dict[str, str], tmp_path: Path) -> di
     return _CONTENTS
 
 
+def exec_cat(
+    node: Node, container: str, path: str, *, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Read a file inside the container; what it holds is thrown away."""
+    words = ("exec", container, "sh", "-c", 'cat "$0" > /dev/null', path)
+    return node.engine.docker(*words, check=check)
+
+
 def test_a_missing_object_is_an_error_and_reads_once_it_is_back(
     node: Node, gear: Gear, pushed: dict[str, str], web_contents: dict[str, str]
 ) -> None:
@@ -270,13 +279,13 @@ def test_a_missing_object_is_an_error_and_reads_once_it_is_back(
         kept.rename(away)
         try:
             begun = time.monotonic()
-            failed = node.engine.docker("exec", container, "cat", path, check=False)
+            failed = exec_cat(node, container, path, check=False)
             assert time.monotonic() - begun < 10
         finally:
             away.rename(kept)
         assert failed.returncode != 0
         assert "Input/output error" in failed.stderr
-        node.engine.docker("exec", container, "cat", path)
+        exec_cat(node, container, path)
 
 
 def test_wrong_bytes_in_the_store_never_reach_a_container(
@@ -294,12 +303,12 @@ def test_wrong_bytes_in_the_store_never_reach_a_container(
         kept.rename(away)
         try:
             (kept.parent / digest[3:]).write_bytes(b"not what it claims to be")
-            failed = node.engine.docker("exec", container, "cat", path, check=False)
+            failed = exec_cat(node, container, path, check=False)
         finally:
             (kept.parent / digest[3:]).unlink()
             away.rename(kept)
         assert "Input/output error" in failed.stderr
-        node.engine.docker("exec", container, "cat", path)
+        exec_cat(node, container, path)
 
 
 def test_a_running_container_survives_the_fuse_daemon_and_heals(
@@ -317,8 +326,7 @@ def test_a_running_container_survives_the_fuse_daemon_and_heals(
         node.engine.docker("exec", container, "python3", "-c", "import json")
 
         def reads() -> bool:
-            done = node.engine.docker("exec", container, "cat", path, check=False)
-            return done.returncode == 0
+            return exec_cat(node, container, path, check=False).returncode == 0
 
         wait_until(reads, timeout_s=60, what="healing")
         wait_until(lambda: node.fuse_pid() not in (0, killed), what="a new FUSE daemon")

@@ -92,6 +92,16 @@ class Member:
     xattrs: Mapping[bytes, bytes]
     data_offset: int
 
+    @property
+    def applied_mtime_ns(self) -> int:
+        """
+        The time that an unpacked file gets.
+
+        docker turns a time before 1970, or one that 64 bits of nanoseconds
+        cannot hold, into 1970 (moby pkg/system/chtimes.go, v20.10.24).
+        """
+        return self.mtime_ns if 0 <= self.mtime_ns < 2**63 else 0
+
 
 class TarReader:
     """

@@ -218,7 +218,7 @@ def _update(directory: Directory, member: Member) -> None:
     directory.mode = member.mode
     directory.uid = member.uid
     directory.gid = member.gid
-    directory.mtime_ns = member.mtime_ns
+    directory.mtime_ns = member.applied_mtime_ns
     directory.xattrs = _carried(member.kind, member.xattrs)
 
 
@@ -228,7 +228,7 @@ def _inode(member: Member) -> Inode:
         member.mode,
         member.uid,
         member.gid,
-        member.mtime_ns,
+        member.applied_mtime_ns,
         member.size,
         member.link,
         member.major,

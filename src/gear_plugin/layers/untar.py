@@ -106,7 +106,7 @@ class Unpacker:
             for name, value in _kept(member):
                 os.setxattr(handle, name, value)
             os.fchmod(handle, member.mode)
-            os.utime(handle, ns=(member.mtime_ns, member.mtime_ns))
+            os.utime(handle, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
         finally:
             os.close(handle)
         self.size_bytes += member.size
@@ -120,7 +120,7 @@ class Unpacker:
         for name, value in _kept(member):
             os.setxattr(path, name, value)
         os.chmod(path, member.mode)
-        self._directory_times[path] = member.mtime_ns
+        self._directory_times[path] = member.applied_mtime_ns
 
     def _symlink(self, member: Member, path: bytes) -> None:
         _remove(path)
@@ -128,7 +128,7 @@ class Unpacker:
         os.lchown(path, member.uid, member.gid)
         for name, value in _kept(member):
             os.setxattr(path, name, value, follow_symlinks=False)
-        os.utime(path, ns=(member.mtime_ns, member.mtime_ns), follow_symlinks=False)
+        os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns), follow_symlinks=False)
 
     def _hardlink(self, member: Member, path: bytes) -> None:
         target = b"/" + member.link.lstrip(b"/")
@@ -150,7 +150,7 @@ class Unpacker:
         for name, value in _kept(member):
             os.setxattr(path, name, value)
         os.chmod(path, member.mode)
-        os.utime(path, ns=(member.mtime_ns, member.mtime_ns))
+        os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
 
 
 def _kept(member: Member) -> list[tuple[bytes, bytes]]:

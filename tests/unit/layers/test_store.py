@@ -263,6 +263,15 @@ def test_the_stream_is_read_to_its_end_even_after_a_failure(store: LayerStore) -
     assert left == [b""]
 
 
+def test_times_before_1970_become_1970(store: LayerStore, root: Path) -> None:
+    """
+    As docker's own drivers do it, so that a file is the same on both.
+    """
+    store.create("old", "", writable=False)
+    store.apply("old", reading(tar({"name": "f", "pax_headers": {"mtime": "-100.5"}})))
+    assert (root / "containers/old/upper/f").stat().st_mtime_ns == 0
+
+
 def test_create_refuses_what_exists_and_what_stands_on_nothing(
     store: LayerStore, base: str
 ) -> None:
