@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from gear_plugin import durable
 from gear_plugin.durable import TEMP_PREFIX, remove_stale, write_once
 from gear_plugin.errors import StorageFull
 
@@ -78,7 +77,7 @@ def test_no_room_is_storage_full(
     def full(_handle: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(durable.os, "fsync", full)
+    monkeypatch.setattr("gear_plugin.durable.os.fsync", full)
     with pytest.raises(StorageFull, match=str(tmp_path)), write_once(tmp_path / "file") as file:
         file.write(b"x")
     assert os.listdir(tmp_path) == []

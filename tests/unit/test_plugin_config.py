@@ -33,7 +33,7 @@ def test_declared_defaults_are_the_programs() -> None:
     environ = {entry["name"]: entry["value"] for entry in PLUGIN["env"]}
     inside = load(environ=environ, bare_names=True)
     expected = {"store": "/mnt/store", "catalog": "sqlite:///mnt/store/catalog.sqlite"}
-    assert inside == Config(**expected)  # type: ignore[arg-type]
+    assert inside == Config(**expected)
 
 
 def test_an_empty_value_means_unset() -> None:

@@ -121,6 +121,7 @@ class Supervisor:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise Conflict(f"another gear graphdriver runs on {self._run}") from error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
@@ -219,7 +220,10 @@ class _Watch:
         """Watch *generation*, which has just answered."""
         with self._guard:
             self._generation = generation
-            self._minor = os.minor(os.lstat(generation.mountpoint).st_dev)
+            device = os.lstat(generation.mountpoint).st_dev
+            # Only an unnamed device is a FUSE connection; aborting by the
+            # minor number of a disk could hit somebody else's.
+            self._minor = os.minor(device) if os.major(device) == 0 else None
             self._alive_at = time.monotonic()
         threading.Thread(target=self._ask, args=(generation,), daemon=True).start()
 

@@ -116,11 +116,14 @@ class LazyLayer:
 
         A daemon that was killed in the middle of a request may leave others
         waiting; *device_minor* is the minor number of the mount's st_dev,
-        which names the connection (Documentation/filesystems/fuse.rst).
+        which names the connection (Documentation/filesystems/fuse.rst).  The
+        control filesystem is mounted on *fusectl* for as long as it takes.
         """
-        if not syscalls.is_mount(fusectl):
-            fusectl.mkdir(parents=True, exist_ok=True)
-            syscalls.mount("fusectl", fusectl, "fusectl")
-        with contextlib.suppress(FileNotFoundError):
-            (fusectl / str(device_minor) / "abort").write_text("1")
-            log.warning("aborted FUSE connection %d", device_minor)
+        fusectl.mkdir(parents=True, exist_ok=True)
+        syscalls.mount("fusectl", fusectl, "fusectl")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                (fusectl / str(device_minor) / "abort").write_text("1")
+                log.warning("aborted FUSE connection %d", device_minor)
+        finally:
+            syscalls.unmount(fusectl, lazy=True)

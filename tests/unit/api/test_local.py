@@ -224,7 +224,7 @@ def test_stopped_client_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_silent_client_times_out_and_its_late_answer_is_not_mistaken(tmp_path: Path) -> None:
-    """The next request goes over a new connection."""
+    """The next request goes over a new connection; nobody hears the old one any more."""
     path = tmp_path / "client.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -232,19 +232,24 @@ def test_silent_client_times_out_and_its_late_answer_is_not_mistaken(tmp_path: P
         client = LocalClient(path, 0.1)
         with pytest.raises(TimedOut, match=r"0\.1 s"):
             client.admit(IMAGE)
-        first, _ = listener.accept()
+        late: list[str] = []
 
-        def answer_second() -> None:
+        def answer() -> None:
+            first, _ = listener.accept()
             second, _ = listener.accept()
-            first.sendall(wire.encode({"ok": False, "error": "Conflict", "message": "late"}))
-            second.sendall(wire.encode({"ok": True}))
-            second.close()
+            with first, second:
+                try:
+                    first.sendall(wire.encode({"ok": False, "error": "Conflict", "message": ""}))
+                except BrokenPipeError:
+                    late.append("not heard")
+                second.recv(1000)
+                second.sendall(wire.encode({"ok": True}))
 
-        thread = threading.Thread(target=answer_second)
+        thread = threading.Thread(target=answer)
         thread.start()
         client.admit(IMAGE)
         thread.join()
-        first.close()
+        assert late == ["not heard"]
         client.close()
 
 

@@ -295,6 +295,22 @@ def test_dead_source_costs_a_bounded_number_of_threads(
     caplog.clear()
 
 
+def test_no_thread_is_an_error_and_passes(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit of threads the fetch fails at once; the next one may do better."""
+    fetching = fetcher(cache, stocked(tmp_path, b"x"))
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(SourceUnavailable, match="no thread"):
+        fetching.fetch(NGINX, Digest.of(b"x"))
+    monkeypatch.undo()
+    fetching.fetch(NGINX, Digest.of(b"x"))
+
+
 def test_queued_reads_wait_for_a_busy_source(cache: Cache) -> None:
     """More large objects than threads are no stall: the lane moves."""
 

@@ -196,7 +196,7 @@ def test_fsck_and_dump_accept_it(tmp_path: Path) -> None:
     image.write_bytes(write_erofs(_everything()))
     checked = subprocess.run(["fsck.erofs", image], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
-    command = ["dump.erofs", "--path=/d/again", image]
+    command = ["dump.erofs", "--path=/d/again", str(image)]
     dumped = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "Links: 2" in dumped.stdout
     assert "Layout: 4" in dumped.stdout

@@ -83,7 +83,7 @@ _no_user = _xattrs(b"trusted.", b"security.")
 def _leaf(draw: st.DrawFn) -> Inode:
     kind = draw(st.sampled_from([Kind.FILE, Kind.FILE, *(k for k in Kind if k is not Kind.DIR)]))
     kind = Kind.FILE if kind is Kind.HARDLINK else kind
-    inode = Inode(kind, **draw(_common))
+    inode = Inode(kind, **draw(_common))  # type: ignore[arg-type]
     inode.xattrs = draw(_any_xattrs if kind is Kind.FILE else _no_user)
     if kind is Kind.FILE:
         inode.size = draw(st.integers(0, 10) | st.integers(0, 2**43))
@@ -101,7 +101,7 @@ def _leaf(draw: st.DrawFn) -> Inode:
 @st.composite
 def _directory(draw: st.DrawFn, children: st.SearchStrategy[Inode]) -> Inode:
     found = draw(st.dictionaries(names, children, max_size=5))
-    directory = Directory(**draw(_common), children=found)
+    directory = Directory(**draw(_common), children=found)  # type: ignore[arg-type]
     directory.xattrs = draw(_any_xattrs)
     # Some leaves get a second name here.
     for child in list(found.values()):

@@ -1,0 +1,119 @@
+"""The process tree: what is restarted when, and what is seen as hung."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from gear_plugin.cli.supervisor import Child, Supervisor
+from gear_plugin.errors import Conflict
+from gear_plugin.rootfs import Generation, LazyLayer
+
+SUPERVISE = """
+import sys
+from pathlib import Path
+from gear_plugin.cli.supervisor import Supervisor
+from gear_plugin.rootfs import LazyLayer
+run = Path(sys.argv[1])
+# "fuse" says that it is ready, and shows an ordinary folder instead of a mount.
+ready = "import os, sys, time; os.write(int(sys.argv[4]), b'.'); time.sleep(99)"
+fuse = [sys.executable, "-c", ready]
+sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
+Supervisor(run, {"api": sleep, "client": sleep, "fuse": fuse}, lazy=LazyLayer(run),
+           heal=lambda: (run / "healed").open("a").write("x"), watchdog_s=10).serve()
+"""
+
+
+def test_a_child_is_started_again_after_a_growing_pause() -> None:
+    """
+    A process that ends at once must not be started in a tight loop.
+    """
+    started: list[float] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        started.append(now)
+        return subprocess.Popen(["true"])
+
+    child, now = Child("c", start), 0.0
+    for tick in range(100):
+        now = tick / 10
+        child.tend(now)
+        assert child.process is None or child.process.wait() == 0
+    pauses = [second - first for first, second in pairwise(started)]
+    assert 3 <= len(started) < 10
+    assert pauses == sorted(pauses)
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(tmp_path)])
+    wait_for((tmp_path / "healed").exists)
+    yield tmp_path, process
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_a_killed_fuse_daemon_comes_back_as_a_new_generation_and_heals(
+    supervised: tuple[Path, subprocess.Popen[bytes]],
+) -> None:
+    """
+    Images that were mounted are completed after every start.
+    """
+    run, _ = supervised
+    lazy = LazyLayer(run)
+    first = lazy.current(5)
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: (run / "healed").read_text() == "xx")
+    second = lazy.current(5)
+    assert second.pid != first.pid
+
+
+def test_a_stopped_supervisor_leaves_no_process_and_no_generation(tmp_path: Path) -> None:
+    """
+    SIGTERM ends all three.
+    """
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(tmp_path)])
+    wait_for((tmp_path / "healed").exists)
+    fuse = LazyLayer(tmp_path).current(5).pid
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not Path(f"/proc/{fuse}").exists()
+    assert LazyLayer(tmp_path).published() is None
+
+
+def test_two_supervisors_on_one_folder_exclude_each_other(tmp_path: Path) -> None:
+    """
+    Two writers of one cache must never come to be.
+    """
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = Supervisor(tmp_path, {}, lazy=LazyLayer(tmp_path), heal=lambda: None, watchdog_s=1)
+        with pytest.raises(Conflict):
+            second.serve()
+
+
+def test_a_generation_whose_daemon_is_gone_is_not_current(tmp_path: Path) -> None:
+    """
+    Mounting on a dead FUSE layer would fail, or hang.
+    """
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    lazy = LazyLayer(tmp_path)
+    lazy.publish(Generation(1, gone.pid, str(tmp_path)))
+    assert lazy.published() is None
