@@ -271,6 +271,7 @@ def test_a_missing_object_is_an_error_and_reads_once_it_is_back(
     EIO, not ENOENT, and soon; no hang, and no memory of the failure.
     """
     watch = StoreWatch(gear.store)
+    node.forget_cache()
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         path, digest = unread_file(node, container)
@@ -295,6 +296,7 @@ def test_wrong_bytes_in_the_store_never_reach_a_container(
     An object that does not hash to its name is refused.
     """
     watch = StoreWatch(gear.store)
+    node.forget_cache()
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         path, digest = unread_file(node, container)
@@ -317,6 +319,7 @@ def test_a_running_container_survives_the_fuse_daemon_and_heals(
     """
     kill -9: cached files read at once, others after the supervisor has healed it.
     """
+    node.forget_cache()
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         node.engine.docker("exec", container, "python3", "-c", "import json")
