@@ -47,6 +47,9 @@ def local_server(config: Config) -> LocalServer:
         config.cache_limit,
         is_mounted=lambda image: image.hex in mounted_images(config.root),
     )
+    for image in cache.images():
+        if images.objects(image.hex) is None:
+            cache.forget(image)
     fetcher = Fetcher(
         cache,
         [DirectoryStore(Path(config.store))],

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gear_plugin.errors import LayerExists, LayerNotFound, MountFailed
+from gear_plugin.errors import LayerExists, LayerNotFound, MountFailed, Unavailable
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, unpack
@@ -312,7 +312,12 @@ class LayerStore:
             return
         self._views.forget(image)
         self._images.remove(image)
-        self._forget_image(image)
+        try:
+            self._forget_image(image)
+        except Unavailable as error:
+            # The layer is gone already, so docker's call succeeds; the client
+            # forgets what no image here needs when it starts.
+            log.warning("image %s is not forgotten yet: %s", image[:12], error)
 
     def _records(self) -> Iterator[Record]:
         for entry in os.scandir(self._folder):
