@@ -16,11 +16,11 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from zlib import adler32
 
 from gear_plugin.errors import ArchiveMalformed, Unsupported
 from gear_plugin.image.entry import NO_XATTRS, Kind
 from gear_plugin.image.pax import Records, extended_time_ns, merge_records
+from gear_plugin.image.tar_fields import clean_path, number, verify_checksum
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20
@@ -32,7 +32,6 @@ _ZERO_BLOCK = bytes(BLOCK)
 # (user and group name), devmajor, devminor, prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _USTAR = b"ustar\x00"
-_ADLER_MODULUS = 65521
 
 _KINDS = {
     b"0": Kind.FILE,
@@ -159,7 +158,7 @@ class TarReader:
                 self._ended = True
                 return None
             fields = _HEADER.unpack(header)
-            _verify_checksum(header, fields[6])
+            verify_checksum(header, fields[6])
             flag = fields[7]
             if flag in _KINDS:
                 return self._member(fields, extensions, long_name, long_link)
@@ -193,8 +192,8 @@ class TarReader:
             link = link[: link.index(b"\0")]
         name = name if long_name is None else long_name
         link = link if long_link is None else long_link
-        uid_number, gid_number, size_bytes = _number(uid), _number(gid), _number(size)
-        mtime_ns = _number(mtime) * 1_000_000_000
+        uid_number, gid_number, size_bytes = number(uid), number(gid), number(size)
+        mtime_ns = number(mtime) * 1_000_000_000
         xattrs = NO_XATTRS
         if extensions or self._global:
             records = {**self._global, **(extensions or {})}
@@ -221,21 +220,21 @@ class TarReader:
         return Member(
             clean_path(name),
             kind,
-            _number(mode) & 0o7777,
+            number(mode) & 0o7777,
             uid_number,
             gid_number,
             mtime_ns,
             size_bytes,
             _link(kind, link, name),
-            _number(major) if is_device else 0,
-            _number(minor) if is_device else 0,
+            number(major) if is_device else 0,
+            number(minor) if is_device else 0,
             xattrs,
             self._at,
         )
 
     def _extension(self, size_field: bytes) -> bytes:
         """The data of the extension header just read."""
-        size = _number(size_field)
+        size = number(size_field)
         if not 0 <= size <= MAX_EXTENSION_BYTES:
             raise ArchiveMalformed(f"tar: an extension header of {size} bytes")
         return self._read((size + BLOCK - 1) // BLOCK * BLOCK)[:size]
@@ -271,19 +270,6 @@ class TarReader:
             self._read(min(_SKIP_BYTES, offset - self._at))
 
 
-def clean_path(path: bytes) -> bytes:
-    """*path* without leading, trailing or doubled slashes and `.`; `..` is ArchiveMalformed."""
-    path = path.strip(b"/")
-    if path[:1] == b"." or b"/." in path or b"//" in path:
-        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-        if b".." in parts:
-            raise ArchiveMalformed(f"tar: a name with '..' in it: {path!r}")
-        path = b"/".join(parts)
-    if b"\0" in path:
-        raise ArchiveMalformed(f"tar: a name with a zero byte: {path!r}")
-    return path
-
-
 def _link(kind: Kind, link: bytes, name: bytes) -> bytes:
     if kind is Kind.HARDLINK:
         return clean_path(link)
@@ -292,39 +278,6 @@ def _link(kind: Kind, link: bytes, name: bytes) -> bytes:
     if not link or b"\0" in link:
         raise ArchiveMalformed(f"tar: a symbolic link without a proper target: {name!r}")
     return link
-
-
-def _verify_checksum(header: bytes, stored: bytes) -> None:
-    """
-    The sum of the header's bytes, the checksum field itself counted as blanks.
-
-    adler32's low half is 1 + that sum modulo 65,521 at ten times the speed of
-    `sum`, and a sum of 512 bytes is below twice the modulus.  Some old tars
-    summed signed bytes.
-    """
-    expected = _number(stored)
-    total = (adler32(header) & 0xFFFF) - 1 - sum(stored) + 8 * 0x20
-    if (total - expected) % _ADLER_MODULUS == 0:
-        return
-    blanked = header[:148] + b" " * 8 + header[156:]
-    if sum(blanked) - 256 * sum(byte > 127 for byte in blanked) != expected:
-        raise ArchiveMalformed("tar: a header's checksum is wrong")
-
-
-def _number(field: bytes) -> int:
-    """Octal text, or base 256 (GNU) when the first bit is set; empty is 0."""
-    try:
-        return int(field.rstrip(b" \0") or b"0", 8)
-    except ValueError:
-        pass
-    if field[0] & 0x80:
-        # Two's complement with bit 7 of the first byte as the mark and bit 6 as the sign.
-        value = int.from_bytes(field, "big") & ((1 << (len(field) * 8 - 1)) - 1)
-        return value - ((field[0] & 0x40) << 1 << (len(field) * 8 - 8))
-    text = field.partition(b"\0")[0].strip(b" ")
-    if text.strip(b"01234567"):
-        raise ArchiveMalformed(f"tar: not a number: {field!r}")
-    return int(text or b"0", 8)
 
 
 def _record_number(records: Records, key: bytes, default: int) -> int:

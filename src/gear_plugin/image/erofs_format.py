@@ -27,8 +27,7 @@ SLOT = 1 << SLOT_BITS
 SUPER_OFFSET = 1024
 # magic, checksum, compatible features, block bits, extension slots, root nid,
 # inodes, epoch s, epoch ns, blocks, metadata block, shared xattr block, uuid,
-# label, incompatible features, (20 bytes unused here), directory block bits
-# and the rest, all zero
+# label, incompatible features, and what Gear does not use, all zero
 SUPER = struct.Struct("<IIIBBHQQIIII16s16sI44s")
 MAGIC = 0xE0F5E1E2
 COMPAT_CHECKSUM = 0x1

@@ -29,25 +29,19 @@ _TYPES = {
     Kind.BLOCK: stat.S_ISBLK,
     Kind.FIFO: stat.S_ISFIFO,
 }
-_NO_ID = 0xFFFFFFFF
+_NOBODY = 0xFFFFFFFF
 _CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # net_raw, effective
-_ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", tag, perm, who)
-    for tag, perm, who in [
-        (1, 7, _NO_ID),
-        (2, 5, 12),
-        (4, 5, _NO_ID),
-        (16, 5, _NO_ID),
-        (32, 0, _NO_ID),
-    ]
+_BIG = {b"user.big": b"v" * 60_000, b"security.capability": _CAPABILITY}
+# version 2; owner, user 12, group, mask, others: tag, permissions, id
+_ACL = struct.pack(
+    "<I" + "HHI" * 5,
+    *(2, 1, 7, _NOBODY, 2, 5, 12, 4, 5, _NOBODY, 16, 5, _NOBODY, 32, 0, _NOBODY),
 )
 
 
 def _everything() -> Tree:
     """One tree with every case that the format treats on its own."""
-    linked = file(
-        b"linked", xattrs={b"user.big": b"v" * 60_000, b"security.capability": _CAPABILITY}
-    )
+    linked = file(b"linked", xattrs=_BIG)
     entries: dict[bytes, Inode] = {
         b"empty": file(b""),
         b"empty-dir": Directory(mode=0o1777, mtime_ns=-1),
@@ -80,7 +74,7 @@ def _assert_mounted(root: Path, tree: Tree) -> None:
     names = Counter(node for _, node in tree.walk())
     numbers: dict[int, Inode] = {}
     for path, node in tree.walk():
-        at = os.path.join(os.fsencode(root), path) if path else os.fsencode(root)
+        at = root / os.fsdecode(path)
         found = os.lstat(at)
         assert _TYPES[node.kind](found.st_mode)
         assert stat.S_IMODE(found.st_mode) == node.mode
@@ -97,7 +91,9 @@ def _assert_mounted(root: Path, tree: Tree) -> None:
             expected[b"trusted.overlay.redirect"] = b"/" + node.digest.shard_path.encode()
         assert xattrs == expected
         if isinstance(node, Directory):
-            assert sorted(os.listdir(at)) == sorted(node.children)
+            assert sorted(os.fsencode(inner.name) for inner in at.iterdir()) == sorted(
+                node.children
+            )
             inner = sum(isinstance(child, Directory) for child in node.children.values())
             assert found.st_nlink == 2 + inner
             continue
@@ -105,7 +101,7 @@ def _assert_mounted(root: Path, tree: Tree) -> None:
         if node.kind is Kind.FILE:
             assert found.st_size == node.size
         elif node.kind is Kind.SYMLINK:
-            assert os.readlink(at) == node.target
+            assert os.fsencode(os.readlink(at)) == node.target
         else:
             device = (os.major(found.st_rdev), os.minor(found.st_rdev))
             assert device == (node.major, node.minor)

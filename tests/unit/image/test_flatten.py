@@ -252,6 +252,17 @@ def test_only_xattrs_that_a_container_would_see_survive() -> None:
     assert list(link.xattrs) == left[:-1]
 
 
+@pytest.mark.parametrize(
+    ("mtime_ns", "seen"), [(-1, 0), (0, 0), (2**63 - 1, 2**63 - 1), (2**63, 0)]
+)
+def test_times_that_docker_does_not_apply_become_1970(mtime_ns: int, seen: int) -> None:
+    """
+    Before 1970, or past what 64 bits of nanoseconds hold, is 1970 for files and directories.
+    """
+    tree = _merged([member(b"f", mtime_ns=mtime_ns), member(b"d", DIR, mtime_ns=mtime_ns)])
+    assert {node.mtime_ns for path, node in tree.walk() if path} == {seen}
+
+
 def test_contents_are_those_that_won_in_reading_order() -> None:
     """
     Replaced, hidden and empty files are not read; the rest comes layer by layer, forwards.

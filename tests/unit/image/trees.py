@@ -58,7 +58,7 @@ _targets = st.lists(_bytes | st.just(0x2F), min_size=1, max_size=30).map(bytes) 
 ).map(lambda n: b"t" * n)
 _suffixes = st.text("abc._-", min_size=1, max_size=20).map(str.encode)
 _values = st.binary(max_size=40) | st.integers(0, 60_000).map(lambda n: b"v" * n)
-_common = st.fixed_dictionaries(
+_common: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "mode": st.integers(0, 0o7777),
         "uid": st.integers(0, MAX_ID),
@@ -83,7 +83,7 @@ _no_user = _xattrs(b"trusted.", b"security.")
 def _leaf(draw: st.DrawFn) -> Inode:
     kind = draw(st.sampled_from([Kind.FILE, Kind.FILE, *(k for k in Kind if k is not Kind.DIR)]))
     kind = Kind.FILE if kind is Kind.HARDLINK else kind
-    inode = Inode(kind, **draw(_common))  # type: ignore[arg-type]
+    inode = Inode(kind, **draw(_common))
     inode.xattrs = draw(_any_xattrs if kind is Kind.FILE else _no_user)
     if kind is Kind.FILE:
         inode.size = draw(st.integers(0, 10) | st.integers(0, 2**43))
@@ -101,7 +101,7 @@ def _leaf(draw: st.DrawFn) -> Inode:
 @st.composite
 def _directory(draw: st.DrawFn, children: st.SearchStrategy[Inode]) -> Inode:
     found = draw(st.dictionaries(names, children, max_size=5))
-    directory = Directory(**draw(_common), children=found)  # type: ignore[arg-type]
+    directory = Directory(**draw(_common), children=found)
     directory.xattrs = draw(_any_xattrs)
     # Some leaves get a second name here.
     for child in list(found.values()):
