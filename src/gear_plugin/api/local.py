@@ -105,11 +105,13 @@ class LocalServer:
 
     def _take(self, connection: socket.socket) -> None:
         if not self._slots.acquire(blocking=False):
-            with connection, contextlib.suppress(OSError):
-                refusal = DaemonUnavailable(f"the client has {_MAX_CONNECTIONS} callers already")
-                connection.sendall(wire.encode(wire.failure(refusal)))
+            _refuse(connection, f"the client has {_MAX_CONNECTIONS} callers already")
             return
-        threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+        try:
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+        except RuntimeError:
+            self._slots.release()
+            _refuse(connection, "the client can start no more threads")
 
     def _talk(self, connection: socket.socket) -> None:
         """Answer the lines of one connection until the caller hangs up."""
@@ -160,6 +162,12 @@ class LocalServer:
             except Exception:
                 # The last one stays in force: more to fetch again after a crash.
                 log.exception("cannot take the cache's checkpoint")
+
+
+def _refuse(connection: socket.socket, reason: str) -> None:
+    log.warning("refused a caller: %s", reason)
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(wire.encode(wire.failure(DaemonUnavailable(reason))))
 
 
 def _digest(request: dict[str, Any], key: str) -> Digest:

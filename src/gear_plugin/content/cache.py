@@ -49,7 +49,7 @@ from gear_plugin.content.checkpoint import Checkpoint
 from gear_plugin.content.evict import Eviction, evict, occupied, walk
 from gear_plugin.digest import Digest
 from gear_plugin.durable import is_full
-from gear_plugin.errors import ContentCorrupt, ImageNotFound, StorageFull
+from gear_plugin.errors import BadDigest, ContentCorrupt, ImageNotFound, StorageFull
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,10 @@ class Cache:
         with contextlib.suppress(FileNotFoundError):
             os.rename(self._folder(image), away)
             shutil.rmtree(away, ignore_errors=True)
+
+    def images(self) -> list[Digest]:
+        """The images that have a private folder."""
+        return [Digest.from_hex(entry.name) for entry in os.scandir(self._private)]
 
     def link(self, image: Digest, digest: Digest) -> bool:
         """
@@ -327,8 +331,13 @@ class Cache:
 
     def _unmounted_images(self) -> list[Digest]:
         """Images whose private folder may be emptied, the longest unchanged first."""
-        folders = sorted(os.scandir(self._private), key=lambda entry: entry.stat().st_mtime_ns)
-        images = [Digest.from_hex(entry.name) for entry in folders]
+        with os.scandir(self._private) as entries:
+            folders = sorted(entries, key=lambda entry: entry.stat().st_mtime_ns)
+        images = []
+        for folder in folders:
+            # What people put there is theirs.
+            with contextlib.suppress(BadDigest):
+                images.append(Digest.from_hex(folder.name))
         return [image for image in images if not self._is_mounted(image)]
 
     def _empty(self, image: Digest) -> None:
@@ -340,7 +349,8 @@ class Cache:
                 shutil.rmtree(away, ignore_errors=True)
 
     def _drop_suspects(self, since_ns: int) -> None:
-        layers = [self._public, *(entry.path for entry in os.scandir(self._private))]
+        with os.scandir(self._private) as entries:
+            layers = [self._public, *(entry.path for entry in entries if entry.is_dir())]
         dropped = 0
         for entry in itertools.chain.from_iterable(walk(layer) for layer in layers):
             if entry.mtime_ns >= since_ns:

@@ -45,9 +45,13 @@ def occupied(size_bytes: int) -> int:
 
 def walk(layer: str) -> Iterator[Entry]:
     """Every file of the data layer (`<layer>/abc/<61 hex>`), some 200,000 a second."""
-    for shard in os.scandir(layer):
-        with contextlib.suppress(FileNotFoundError), os.scandir(shard.path) as files:
+    with os.scandir(layer) as entries:
+        shards = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for shard in shards:
+        with contextlib.suppress(FileNotFoundError), os.scandir(shard) as files:
             for file in files:
+                if not file.is_file(follow_symlinks=False):
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     stat = file.stat(follow_symlinks=False)
                     yield Entry(

@@ -29,6 +29,7 @@ class Task:
 
     def __init__(self, run: Callable[[Task], None]) -> None:
         self.run = run
+        self.made_s = time.monotonic()
         self.is_abandoned = False
         self.is_over = False
         self.last_byte_s: float | None = None
@@ -68,9 +69,16 @@ class Lane:
             if must_start:
                 self._threads += 1
                 self._idle += 1
-        self._queue.put(task)
         if must_start:
-            threading.Thread(target=self._work, name=self.source.name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=self.source.name, daemon=True).start()
+            except RuntimeError as error:
+                with self._lock:
+                    self._queued -= 1
+                    self._threads -= 1
+                    self._idle -= 1
+                raise SourceUnavailable(f"no thread to read {self.source.name} with") from error
+        self._queue.put(task)
 
     def progressed(self, task: Task) -> None:
         """To be called by the running *task* whenever bytes come."""
@@ -84,7 +92,9 @@ class Lane:
         objects being read are not a stall.
         """
         last_s = task.last_byte_s
-        return time.monotonic() - (self._last_progress_s if last_s is None else last_s)
+        if last_s is None:
+            last_s = max(task.made_s, self._last_progress_s)
+        return time.monotonic() - last_s
 
     def abandon(self, task: Task) -> None:
         """Give *task* up: it ends at its next chunk, if one ever comes, and publishes nothing."""

@@ -85,6 +85,8 @@ class _Merge:
         # Parents already resolved; emptied whenever a directory or symlink
         # goes away, since only then can a path come to mean something else.
         self._parents: dict[bytes, Directory] = {}
+        # Symbolic links of the layer that is being applied.
+        self._own_links: set[Inode] = set()
 
     def contents(self) -> list[Content]:
         places = self._places
@@ -93,6 +95,8 @@ class _Merge:
         return found
 
     def apply(self, layer: int, members: list[Member]) -> None:
+        self._own_links.clear()
+        self._parents.clear()
         # All whiteouts first: they are about the lower layers alone.
         entries = [member for member in members if not self._whiteout(member.name)]
         for member in entries:
@@ -137,6 +141,8 @@ class _Merge:
             self._remove(parent, name)
         else:
             inode = _inode(member)
+            if inode.kind is Kind.SYMLINK:
+                self._own_links.add(inode)
             if inode.size:
                 self._places[inode] = Content(inode, layer, member.data_offset, inode.size)
             self._put(parent, name, inode)
@@ -178,10 +184,13 @@ class _Merge:
 
     def _resolve(self, path: bytes, *, create: bool) -> Directory | None:
         """
-        The directory at *path*, symbolic links followed inside the tree.
+        The directory at *path*; symbolic links of this same layer are followed.
 
-        With *create* missing directories are made, and one takes the place of
-        anything else that is in the way; without, both give None.
+        docker unpacks each layer into a folder of its own, where the links of
+        lower layers cannot be seen: a directory takes their place (moby
+        daemon/graphdriver/overlay2, ApplyDiff).  With *create* missing
+        directories are made, and one takes the place of anything else that is
+        in the way; without, both give None.
         """
         trail = [self.tree.root]
         todo = path.split(b"/")[::-1] if path else []
@@ -195,7 +204,8 @@ class _Merge:
                     trail.pop()
                 continue
             node = trail[-1].children.get(name)
-            if node is not None and node.kind is Kind.SYMLINK:
+            if node in self._own_links:
+                assert node is not None
                 followed += 1
                 if followed > _MAX_SYMLINKS:
                     raise ArchiveMalformed(f"layer: too many symbolic links in {path[:100]!r}")

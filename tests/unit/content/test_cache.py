@@ -102,6 +102,15 @@ def test_link_of_an_absent_object(cache: Cache) -> None:
     assert cache.link(NGINX, Digest.of(b"absent")) is False
 
 
+def test_images_are_those_admitted_and_not_forgotten(cache: Cache) -> None:
+    """What a client compares with the images of its node when it starts."""
+    before = set(cache.images())
+    cache.admit(Digest.of(b"new"))
+    assert set(cache.images()) == before | {Digest.of(b"new")}
+    cache.forget(Digest.of(b"new"))
+    assert set(cache.images()) == before
+
+
 def test_image_must_be_admitted(cache: Cache, root: Path) -> None:
     """No folder springs up for an image that is not here (or has left)."""
     digest = publish(cache, b"x")

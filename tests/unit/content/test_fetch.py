@@ -24,7 +24,7 @@ from gear_plugin.errors import (
 )
 
 NGINX, PYTHON = Digest.of(b"nginx index"), Digest.of(b"python index")
-STALL_S = 0.1
+STALL_S = 0.25
 
 
 class Scripted:
@@ -263,11 +263,11 @@ def test_slow_but_steady_is_not_stalled(cache: Cache) -> None:
     """Each chunk starts the clock again."""
 
     def chunks(_digest: Digest) -> Iterator[bytes]:
-        for _ in range(8):
+        for _ in range(4):
             time.sleep(STALL_S / 2)
             yield b"x"
 
-    fetcher(cache, Scripted("steady", chunks)).fetch(NGINX, Digest.of(b"x" * 8))
+    fetcher(cache, Scripted("steady", chunks)).fetch(NGINX, Digest.of(b"x" * 4))
 
 
 def test_dead_source_costs_a_bounded_number_of_threads(
@@ -315,16 +315,16 @@ def test_queued_reads_wait_for_a_busy_source(cache: Cache) -> None:
     """More large objects than threads are no stall: the lane moves."""
 
     def chunks(digest: Digest) -> Iterator[bytes]:
-        for _ in range(3):
+        for _ in range(2):
             time.sleep(STALL_S / 2)
             yield b"x"
         yield b"%d" % numbers[digest]
 
-    numbers = {Digest.of(b"xxx%d" % number): number for number in range(6)}
+    numbers = {Digest.of(b"xx%d" % number): number for number in range(4)}
     fetching = fetcher(cache, Scripted("busy", chunks), workers=1)
     digests = iter(numbers)
-    # The last one waits in line for 5 * 1.5 * STALL_S.
-    assert in_threads(6, lambda: fetching.fetch(NGINX, next(digests))) == []
+    # The last one waits in line for 3 * STALL_S.
+    assert in_threads(4, lambda: fetching.fetch(NGINX, next(digests))) == []
 
 
 def test_timeout_answers_but_the_object_still_comes(cache: Cache) -> None:

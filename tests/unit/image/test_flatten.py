@@ -60,9 +60,9 @@ WHITEOUTS: dict[str, tuple[list[list[Member]], dict[bytes, str]]] = {
         [[member(b"a")], [member(b".wh.a")], [member(b"a", DIR)]],
         {b"a": "DIR"},
     ),
-    "a whiteout through a linked directory hides its target's entry": (
+    "a whiteout through a lower layer's link does not reach its target": (
         [[member(b"real/x"), member(b"l", LINK, link=b"real")], [member(b"l/.wh.x")]],
-        {b"real": "DIR", b"l": "SYMLINK"},
+        {b"real": "DIR", b"real/x": "FILE", b"l": "SYMLINK"},
     ),
 }
 
@@ -196,6 +196,20 @@ def test_a_linked_parent_is_followed_inside_the_tree(target: bytes, lands: bytes
     assert found is not None
     assert found.size == 4
     assert tree.lookup(b"a") is not None
+
+
+def test_a_parent_that_is_a_lower_layers_link_becomes_a_directory() -> None:
+    """
+    docker unpacks each layer by itself, so a container shows the directory.
+    """
+    lower = [member(b"usr/lib/a"), member(b"lib", LINK, link=b"usr/lib")]
+    assert _paths(_merged(lower, [member(b"lib/b")])) == {
+        b"usr": "DIR",
+        b"usr/lib": "DIR",
+        b"usr/lib/a": "FILE",
+        b"lib": "DIR",
+        b"lib/b": "FILE",
+    }
 
 
 def test_a_relinked_parent_leads_to_its_new_place() -> None:
