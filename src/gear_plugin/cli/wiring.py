@@ -21,7 +21,7 @@ def engine(config: Config) -> DockerEngine:
     """The Docker engine that the settings, or DOCKER_HOST, name."""
     from gear_plugin.jobs import DockerEngine
 
-    return DockerEngine(config.docker_host or os.environ.get("DOCKER_HOST"))
+    return DockerEngine(config.docker_host or os.environ.get("DOCKER_HOST"), os.environ)
 
 
 def store(config: Config) -> DirectoryStore:

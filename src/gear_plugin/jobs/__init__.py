@@ -1,7 +1,23 @@
-"""Long work: each job is one function and one result value."""
+"""
+Long work: each job is one function and one result value.
 
-from gear_plugin.jobs.build import BuildResult, build
-from gear_plugin.jobs.engine import DockerEngine, Engine, Progress
+A job is called from one thread, starts its own, and has ended them when it
+returns or raises; after an interrupt (KeyboardInterrupt) too.
+"""
+
+from gear_plugin.jobs.build import build
+from gear_plugin.jobs.engine import DockerEngine, Engine
+from gear_plugin.jobs.folder import BuildFolder, BuildResult
+from gear_plugin.jobs.progress import Progress
 from gear_plugin.jobs.push import PushResult, push
 
-__all__ = ["BuildResult", "DockerEngine", "Engine", "Progress", "PushResult", "build", "push"]
+__all__ = [
+    "BuildFolder",
+    "BuildResult",
+    "DockerEngine",
+    "Engine",
+    "Progress",
+    "PushResult",
+    "build",
+    "push",
+]

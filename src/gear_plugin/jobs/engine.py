@@ -1,30 +1,33 @@
 """
 The border to a Docker engine, over the Docker SDK.
 
-Everything that docker or requests raise is translated here, once.
+Everything that docker, requests or urllib3 raise is translated here, once.
 `Engine` is what the jobs need; tests stand in for it with archives on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import docker
 import requests
+import urllib3
 from docker.errors import APIError, DockerException
 from docker.errors import ImageNotFound as NoSuchImage
+from docker.utils import kwargs_from_env
 
 from gear_plugin.errors import EngineUnavailable, ImageNotFound, SourceUnavailable
+from gear_plugin.jobs.progress import Progress
 from gear_plugin.names import ImageId
 
+DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 600
-_CHUNK_BYTES = 4 << 20
-
-Progress = Callable[[str], None]
-"""Gets one line for people, now and then."""
+"""Between two bytes: saving a large image takes minutes before the first one."""
+_BUFFER_BYTES = 4 << 20
+"""The engine sends pieces of 32 KiB; one write for many of them."""
 
 
 class Engine(Protocol):
@@ -33,48 +36,74 @@ class Engine(Protocol):
     def inspect(self, image: ImageId) -> dict[str, Any]:
         """`docker image inspect`; raises ImageNotFound, EngineUnavailable."""
 
-    def export(self, image: ImageId, target: Path) -> None:
-        """Write `docker save` of *image* to *target*; raises ImageNotFound, EngineUnavailable."""
+    def export(self, image: ImageId, target: Path, advance: Callable[[int], None]) -> None:
+        """
+        Write `docker save` of *image* to *target*; *advance* gets the bytes as they come.
+
+        Raises ImageNotFound, EngineUnavailable; OSError when *target* cannot be written.
+        """
 
     def load(self, archive: Path) -> None:
         """`docker load`; raises EngineUnavailable."""
 
     def push(self, image: ImageId, progress: Progress) -> None:
-        """`docker push`; raises ImageNotFound, SourceUnavailable (the registry said no)."""
+        """`docker push`; raises EngineUnavailable, SourceUnavailable (the registry said no)."""
 
 
 class DockerEngine:
-    """A real engine: *host* as in DOCKER_HOST, or None for docker's default."""
+    """
+    A real engine: *host* as in DOCKER_HOST, or None for docker's default.
 
-    def __init__(self, host: str | None) -> None:
-        self._host = host or "unix:///var/run/docker.sock"
+    *environ* may hold DOCKER_TLS_VERIFY and DOCKER_CERT_PATH.  Logins to
+    registries are those of `docker login`.  Connects at once; raises
+    EngineUnavailable.
+    """
+
+    def __init__(self, host: str | None, environ: Mapping[str, str]) -> None:
+        self._host = host or DEFAULT_HOST
         with self._translated():
-            self._api = docker.APIClient(base_url=self._host, timeout=_TIMEOUT_S, version="auto")
+            settings = kwargs_from_env(environment={**environ, "DOCKER_HOST": self._host})
+            self._api = docker.APIClient(**settings, timeout=_TIMEOUT_S, version="auto")
+
+    def close(self) -> None:
+        """Close the connections to the engine."""
+        self._api.close()
 
     def inspect(self, image: ImageId) -> dict[str, Any]:
         with self._translated(image):
             found: dict[str, Any] = self._api.inspect_image(str(image))
             return found
 
-    def export(self, image: ImageId, target: Path) -> None:
-        with self._translated(image), target.open("wb") as out:
-            for chunk in self._api.get_image(str(image), chunk_size=_CHUNK_BYTES):
-                out.write(chunk)
+    def export(self, image: ImageId, target: Path, advance: Callable[[int], None]) -> None:
+        with target.open("wb", buffering=_BUFFER_BYTES) as out:
+            for piece in self._pieces(image):
+                out.write(piece)
+                advance(len(piece))
+
+    def _pieces(self, image: ImageId) -> Iterator[bytes]:
+        with self._translated(image):
+            yield from self._api.get_image(str(image), chunk_size=_BUFFER_BYTES)
 
     def load(self, archive: Path) -> None:
-        with self._translated(), archive.open("rb") as data:
-            for message in self._api.load_image(data, quiet=True):
-                if "error" in message:
-                    raise EngineUnavailable(f"docker load: {message['error']}")
+        with archive.open("rb") as data, self._translated():
+            # A refusal comes as "message" when it is sent in chunks: the SDK does
+            # not look at the status then.  Read to the end, or the socket leaks.
+            answers = list(self._api.load_image(data, quiet=True))
+        for answer in answers:
+            problem = answer.get("error") or answer.get("message")
+            if problem:
+                raise EngineUnavailable(f"the engine cannot load it: {problem}")
 
     def push(self, image: ImageId, progress: Progress) -> None:
+        problem = None
         with self._translated(image):
-            lines = self._api.push(image.name, tag=image.tag, stream=True, decode=True)
-            for message in lines:
-                if "error" in message:
-                    raise SourceUnavailable(f"the registry refused {image}: {message['error']}")
+            messages = self._api.push(image.name, tag=image.tag, stream=True, decode=True)
+            for message in messages:
+                problem = problem or message.get("error")
                 if message.get("status") in ("Pushed", "Layer already exists"):
-                    progress(f"{message.get('id', '')}: {message['status']}")
+                    progress.step(f"layer {message.get('id', '')}: {message['status'].lower()}")
+        if problem:
+            raise SourceUnavailable(f"the registry did not take {image}: {problem}")
 
     @contextmanager
     def _translated(self, image: ImageId | None = None) -> Iterator[None]:
@@ -86,7 +115,7 @@ class DockerEngine:
             ) from error
         except APIError as error:
             raise EngineUnavailable(f"the engine refused: {error.explanation}") from error
-        except (DockerException, requests.RequestException) as error:
+        except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise EngineUnavailable(
                 f"no Docker engine answers at {self._host} (--host, DOCKER_HOST): {error}"
             ) from error

@@ -1,0 +1,204 @@
+"""The command's frame: exit codes, messages, global options, what is loaded when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from gear_plugin import __version__, cli
+from gear_plugin import log as logs
+from gear_plugin.config import Config
+from gear_plugin.errors import (
+    BadConfig,
+    ContentNotFound,
+    GearError,
+    LayerInUse,
+    StorageFull,
+)
+
+
+def every_error(kind: type[GearError] = GearError) -> list[type[GearError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in every_error(child))]
+
+
+def gear(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command, without the caller's GEAR_ settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GEAR_")}
+    return subprocess.run(
+        [sys.executable, "-m", "gear_plugin", *words],
+        capture_output=True,
+        text=True,
+        env=kept | environ,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(monkeypatch)
+
+
+class Runner:
+    """Runs `main` in this process with one more command, whose body the test gives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.config: Config | None = None
+
+    def __call__(self, *words: str, error: BaseException | None = None) -> int:
+        @click.command()
+        @click.pass_obj
+        def probe(config: Config) -> None:
+            self.config = config
+            if error is not None:
+                raise error
+
+        self._monkeypatch.setitem(cli.cli.commands, "probe", probe)
+        self._monkeypatch.setattr(logs, "setup", lambda *_: None)
+        self._monkeypatch.setattr(sys, "argv", ["gear", *words, "probe"])
+        try:
+            cli.main()
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            return end.code
+        return 0
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_every_error_has_a_row_and_the_most_specific_decides(kind: type[GearError]) -> None:
+    """
+    Of the rows that fit, the nearest ancestor's code is the one that is used.
+    """
+    rows = dict(cli.EXIT_CODES)
+    nearest = next(base for base in kind.__mro__ if base in rows)
+    assert cli.exit_code(kind("x")) == rows[nearest]
+
+
+def test_codes_are_told_apart() -> None:
+    """
+    No two rows share a code, and none means success, a bug or an interrupt.
+    """
+    codes = [code for _, code in cli.EXIT_CODES]
+    assert len(set(codes)) == len(codes)
+    assert not {0, cli.BUG, cli.INTERRUPTED} & set(codes)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadConfig("no such setting"), 2),
+        (ContentNotFound("no source has it"), 3),
+        (LayerInUse("still mounted"), 4),
+        (StorageFull("no room left"), 7),
+    ],
+)
+def test_an_expected_error_is_one_line(
+    run: Runner, capfd: pytest.CaptureFixture[str], error: GearError, code: int
+) -> None:
+    """
+    On stderr, after the program's name; nothing on stdout, no traceback.
+    """
+    assert run(error=error) == code
+    assert capfd.readouterr() == ("", f"gear: {error}\n")
+
+
+def test_a_bug_shows_its_traceback(run: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    A bug is never dressed up as the user's mistake.
+    """
+    assert run(error=ZeroDivisionError("oops")) == 70
+    assert capfd.readouterr().err.endswith("ZeroDivisionError: oops\n")
+
+
+def test_an_interrupt_is_130(run: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    As a shell counts SIGINT, and without a traceback.
+    """
+    assert run(error=KeyboardInterrupt()) == 128 + signal.SIGINT
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_flag_beats_the_environment(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Each global option sets the field of its name.
+    """
+    monkeypatch.setenv("GEAR_ROOT", "/from/environment")
+    monkeypatch.setenv("GEAR_STORE", "/from/environment")
+    words = ["--root", "/r", "--catalog", "sqlite:///c", "--host", "tcp://h:1"]
+    assert run(*words, "--log-level", "debug") == 0
+    assert run.config is not None
+    assert run.config.root == Path("/r")
+    assert run.config.store == "/from/environment"
+    assert run.config.catalog == "sqlite:///c"
+    assert run.config.docker_host == "tcp://h:1"
+    assert run.config.log_level == "debug"
+
+
+def test_the_settings_file_is_read(run: Runner, tmp_path: Path) -> None:
+    """
+    `--config` names it; a flag still beats it.
+    """
+    file = tmp_path / "gear.toml"
+    file.write_text('store = "/file"\nroot = "/file"\n')
+    assert run("--config", str(file), "--root", "/flag") == 0
+    assert run.config is not None
+    assert (run.config.store, run.config.root) == ("/file", Path("/flag"))
+
+
+def test_in_the_plugin_settings_have_bare_names(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    `docker plugin set gear cache_limit=…` reaches the process as `cache_limit`.
+    """
+    monkeypatch.setenv("cache_limit", "1M")
+    assert run() == 0
+    assert run.config is not None and run.config.cache_limit == 0
+    assert run("--plugin") == 0
+    assert run.config.cache_limit == 2**20
+
+
+def test_a_wrong_setting_is_named() -> None:
+    """
+    The real process, from its start to its exit code.
+    """
+    ended = gear("images", GEAR_CACHE_LIMIT="much")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("gear: setting 'cache_limit': ")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["build"], ["--nonsense"], ["build", "UPPER"]])
+def test_wrong_words_are_2(words: list[str]) -> None:
+    """
+    As everything else that is wrong with the caller's words.
+    """
+    assert gear(*words).returncode == 2
+
+
+def test_help_and_version() -> None:
+    """
+    Help lists what users run, and none of what Gear starts itself.
+    """
+    shown = gear("--help")
+    assert shown.returncode == 0
+    listed = [line.split()[0] for line in shown.stdout.split("Commands:\n")[1].splitlines()]
+    assert listed == ["build", "client", "graphdriver", "images", "push"]
+    assert "--plugin" not in shown.stdout
+    assert gear("--version").stdout == f"gear, version {__version__}\n"
+
+
+def test_heavy_libraries_wait_until_they_are_needed() -> None:
+    """
+    `gear --help` stays quick: no Docker SDK, Flask, rich or llfuse is loaded for it.
+    """
+    heavy = "{'docker', 'requests', 'flask', 'gunicorn', 'rich', 'llfuse'}"
+    code = f"import sys, gear_plugin.cli; print(sorted({heavy} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("[]\n", "")
