@@ -75,9 +75,9 @@ def node(
     engine = Engine("b", WORK / "b", env=registry.client_environ)
     try:
         engine.start("overlay2")
-        install(engine, plugin_ref, gear.store, f"mount_way={request.param}")
+        install(engine, plugin_ref, gear.store, f"mount_way={request.param}", "cache_limit=20G")
         engine.restart("gear")
-        yield Node(engine, gear.store)
+        yield Node(engine, gear.store, request.param)
     finally:
         engine.remove()
 

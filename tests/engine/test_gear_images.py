@@ -79,11 +79,14 @@ def pull(node: Node, ref: str) -> None:
 
 def test_the_engine_runs_on_the_plugin(node: Node) -> None:
     """
-    `docker info` says so, and how Gear images are mounted.
+    `docker info` says so, how Gear images are mounted, and what was set at the installation.
     """
     info = json.loads(node.engine.docker("info", "-f", "{{json .}}").stdout)
+    status = dict(info["DriverStatus"])
     assert info["Driver"] == "gear"
-    assert dict(info["DriverStatus"])["Mount Way"].split()[0] in ("direct", "nested")
+    assert status["Mount Way"].split()[0] == node.way
+    assert status["Cache Limit"] == str(20 * 2**30)
+    assert status["Object Store"] == "/mnt/store"
 
 
 @pytest.mark.parametrize("name", ["web", "nginx", "scipy"])

@@ -49,6 +49,7 @@ class Node:
 
     engine: Engine
     store: Path
+    way: str = "auto"
 
     @property
     def inner_root(self) -> Path:

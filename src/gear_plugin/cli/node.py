@@ -142,4 +142,6 @@ class _Node:
             ("Index Mounts", "loop device" if self._plan.loop_index else "file"),
             ("Gear Images", str(sum(1 for _ in NodeImages(config.root)))),
             ("Object Store", config.store),
+            ("Catalog", config.catalog),
+            ("Cache Limit", str(config.cache_limit) if config.cache_limit else "none"),
         ]

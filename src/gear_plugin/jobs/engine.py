@@ -114,8 +114,16 @@ class DockerEngine:
                 f"no image {image} in the engine at {self._host}; `docker images` lists them"
             ) from error
         except APIError as error:
-            raise EngineUnavailable(f"the engine refused: {error.explanation}") from error
+            raise EngineUnavailable(
+                f"the engine refused: {_one_line(error.explanation or error)}"
+            ) from error
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise EngineUnavailable(
-                f"no Docker engine answers at {self._host} (--host, DOCKER_HOST): {error}"
+                f"no Docker engine answers at {self._host} (--host, DOCKER_HOST): "
+                f"{_one_line(error)}"
             ) from error
+
+
+def _one_line(problem: object) -> str:
+    """What others wrap into several lines."""
+    return " ".join(str(problem).split())
