@@ -46,7 +46,7 @@ def engine_a(registry: Registry) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+    return tmp_path_factory.mktemp("shared") / "store"
 
 
 @pytest.fixture(scope="session")

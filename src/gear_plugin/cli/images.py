@@ -47,9 +47,10 @@ def build(config: Config, image: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("image", metavar="IMAGE-gear[:TAG]")
+@click.option("--create-store", is_flag=True, help="Make a store in an existing empty folder.")
 @output.as_json
 @click.pass_obj
-def push(config: Config, image: str, as_json: bool) -> None:
+def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
     """
     Publish a Gear image that was built here.
 
@@ -64,12 +65,13 @@ def push(config: Config, image: str, as_json: bool) -> None:
     from gear_plugin import jobs
 
     name = ImageId.parse(image)
+    store = wiring.store(config, create=create_store)
     with (
         closing(wiring.engine(config)) as engine,
         closing(wiring.catalog(config)) as catalog,
         output.progress() as progress,
     ):
-        result = jobs.push(name, engine, wiring.store(config), catalog, config.root, progress)
+        result = jobs.push(name, engine, store, catalog, config.root, progress)
     if as_json:
         output.print_json(asdict(result))
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
+from gear_plugin.errors import SourceUnavailable
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -24,15 +25,30 @@ def engine(config: Config) -> DockerEngine:
     return DockerEngine(config.docker_host or os.environ.get("DOCKER_HOST"), os.environ)
 
 
-def store(config: Config) -> DirectoryStore:
-    """The object store, made if it is not there."""
+def store(config: Config, *, create: bool) -> DirectoryStore:
+    """
+    The object store to push to; made if its folder does not exist, or with *create*.
+
+    A folder that exists without being a store is most likely a share that is
+    not mounted, and filling the disk below it helps nobody.  Raises
+    SourceUnavailable.
+    """
     from gear_plugin.content import DirectoryStore
 
-    return DirectoryStore.create(Path(config.store))
+    root = Path(config.store)
+    if create or not root.exists():
+        return DirectoryStore.create(root)
+    if not (root / "objects").is_dir():
+        raise SourceUnavailable(
+            f"{root} holds no object store; if it is a share, mount it, "
+            "and if it is to become a new store, push with --create-store"
+        )
+    return DirectoryStore(root)
 
 
 def catalog(config: Config) -> Catalog:
     """The catalog, made if it is not there."""
     from gear_plugin.catalog import open_catalog
 
+    config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
     return open_catalog(config.catalog)

@@ -12,6 +12,7 @@ from gear_plugin import cli
 from gear_plugin import log as logs
 from gear_plugin.cli import wiring
 from gear_plugin.config import Config
+from gear_plugin.errors import SourceUnavailable
 from tests.unit.image.tars import tar
 from tests.unit.jobs.fakes import FakeEngine
 from tests.unit.jobs.saves import file, saved_by_20
@@ -93,6 +94,20 @@ def test_json_is_all_that_is_on_stdout(gear: Gear) -> None:
     (listed,) = json.loads(gear("images", "--json"))
     assert listed["gear_image"] == "app-gear:1"
     assert listed["index"] == f"sha256:{built['index']}"
+
+
+def test_an_existing_folder_that_is_no_store_is_not_filled(tmp_path: Path) -> None:
+    """
+    It may be the mount point of a share that is not mounted.
+    """
+    mount_point = tmp_path / "share"
+    mount_point.mkdir()
+    with pytest.raises(SourceUnavailable, match="--create-store"):
+        wiring.store(Config(store=str(mount_point)), create=False)
+    assert list(mount_point.iterdir()) == []
+    wiring.store(Config(store=str(mount_point)), create=True)
+    wiring.store(Config(store=str(mount_point)), create=False)
+    wiring.store(Config(store=str(tmp_path / "new" / "store")), create=False)
 
 
 def test_pushing_again_sends_nothing(gear: Gear) -> None:
