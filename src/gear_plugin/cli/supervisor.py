@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TextIO
 
 from gear_plugin.errors import Conflict, GearError
-from gear_plugin.rootfs import Generation, LazyLayer
+from gear_plugin.rootfs import Generation, LazyLayer, mounts, unmount
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
         self._lazy.retract()
-        self._lazy.detach_dead()
+        self._detach_all()
         while not self._stopping.is_set():
             for child in self._children:
                 child.tend(time.monotonic())
@@ -199,6 +199,17 @@ class Supervisor:
                     child.signal(signal.SIGKILL)
                     child.process.wait()
         self._lazy.retract()
+        self._detach_all()
+
+    def _detach_all(self) -> None:
+        """
+        Detach the indexes, views and FUSE mounts below the run folder, ours or a
+        predecessor's; overlays that stand on one keep it alive.
+        """
+        for point, _ in list(mounts())[::-1]:
+            if self._run in point.parents:
+                with contextlib.suppress(GearError):
+                    unmount(point, lazy=True)
         self._lazy.detach_dead()
 
 
