@@ -42,7 +42,7 @@ def _parse_size(value: object) -> object:
 SizeBytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
-MountWay = Literal["auto", "direct", "nested"]
+MountWay = Literal["auto", "direct", "nested", "fuse-tree"]
 
 
 class Config(BaseModel):

@@ -5,9 +5,11 @@ that `gear graphdriver` and `gear client` need.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
 from gear_plugin.layers import LayerStore, NodeImages, mounted_images
-from gear_plugin.rootfs import LazyLayer, LazyTree, Plan, Views, probe
+from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -71,7 +73,22 @@ def lazy_tree(config: Config) -> LazyTree:
     def fetch(image: str, digest: Digest) -> None:
         client.fetch(Digest.from_hex(image), digest)
 
-    return LazyTree(images.objects, fetch)
+    return LazyTree(images.objects, fetch, image_trees(config, images, fetch))
+
+
+def image_trees(
+    config: Config, images: NodeImages, fetch: Callable[[str, Digest], None]
+) -> ImageTrees:
+    """The whole trees of this node's images, their content from the cache."""
+
+    def open_object(image: str, digest: Digest) -> int:
+        path = config.root / "private" / image / digest.shard_path
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fetch(image, digest)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    return ImageTrees(images.view, open_object)
 
 
 def heal(config: Config) -> None:

@@ -10,6 +10,7 @@ from gear_plugin.image.entry import NO_XATTRS, Directory, Inode, Kind
 from gear_plugin.image.erofs import write as write_erofs
 from gear_plugin.image.erofs_format import Buffer
 from gear_plugin.image.erofs_reader import read as read_erofs
+from gear_plugin.image.erofs_view import ErofsView, Status
 from gear_plugin.image.flatten import Content, Flattened, flatten
 from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, write_layer
 from gear_plugin.image.manifest import (
@@ -34,6 +35,7 @@ __all__ = [
     "CheckedIndex",
     "Content",
     "Directory",
+    "ErofsView",
     "Flattened",
     "Inode",
     "Kind",
@@ -42,6 +44,7 @@ __all__ = [
     "ObjectTable",
     "SeekableSource",
     "Source",
+    "Status",
     "TarReader",
     "Totals",
     "Tree",

@@ -101,7 +101,7 @@ class _Reader:
             nid, directory, content, parent_nid, depth_bytes = stack.pop()
             subdirectories = 0
             dots = {b".": nid, b"..": parent_nid}
-            for name, child_nid, file_type in _dirents(content):
+            for name, child_nid, file_type in dirents(content):
                 if name in dots:
                     if dots.pop(name) != child_nid or file_type != FILE_TYPES[Kind.DIR]:
                         raise IndexDamaged("index: '.' or '..' leads somewhere else")
@@ -265,7 +265,7 @@ def _device(place: _Place, raw: RawInode, kind: Kind) -> tuple[int, int]:
     return decode_device(raw.union)
 
 
-def _dirents(content: bytes) -> list[tuple[bytes, int, int]]:
+def dirents(content: bytes) -> list[tuple[bytes, int, int]]:
     """The (name, nid, file type) of a directory's data, strictly in order."""
     entries: list[tuple[bytes, int, int]] = []
     last = b""

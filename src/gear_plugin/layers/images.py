@@ -33,7 +33,14 @@ from pathlib import Path
 
 from gear_plugin import wire
 from gear_plugin.errors import IndexDamaged, TimedOut
-from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, Manifest, ObjectTable
+from gear_plugin.image import (
+    FOLDER,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    ErofsView,
+    Manifest,
+    ObjectTable,
+)
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
@@ -58,6 +65,16 @@ class NodeImages:
     def index_file(self, image: str) -> Path:
         """The EROFS file of *image*."""
         return self._folder / image / "index.erofs"
+
+    def view(self, image: str) -> ErofsView | None:
+        """The tree of *image*, which was checked when it was installed; None: not on this node."""
+        if not _HEX.match(image):
+            return None
+        try:
+            with self.index_file(image).open("rb") as handle:
+                return ErofsView(_mapped(handle.fileno()))
+        except FileNotFoundError:
+            return None
 
     def manifest(self, image: str) -> Manifest:
         """The manifest of *image*, which must be installed."""

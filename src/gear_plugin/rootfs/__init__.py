@@ -8,15 +8,19 @@ stood on by overlayfs.
 from gear_plugin.rootfs.lazy import Generation, LazyLayer
 from gear_plugin.rootfs.overlay import Plan, Stack, View, Way, mount_index, mount_stack, probe
 from gear_plugin.rootfs.syscalls import is_mount, mounts, unmount
-from gear_plugin.rootfs.vfs import LazyTree, Lookup, Members
+from gear_plugin.rootfs.trees import ImageTrees, OneImage
+from gear_plugin.rootfs.vfs import Filesystem, LazyTree, Lookup, Members
 from gear_plugin.rootfs.views import Views
 
 __all__ = [
+    "Filesystem",
     "Generation",
+    "ImageTrees",
     "LazyLayer",
     "LazyTree",
     "Lookup",
     "Members",
+    "OneImage",
     "Plan",
     "Stack",
     "View",

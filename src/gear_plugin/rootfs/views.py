@@ -83,6 +83,8 @@ class Views:
     def _view(self, image: str, generation: Generation) -> View | Path:
         with self._lock_of(image):
             self._admit(image)
+            if self._plan.way is Way.FUSE_TREE:
+                return generation.tree(image)
             index = self._indexes / image
             if not syscalls.is_mount(index):
                 index.mkdir(parents=True, exist_ok=True)
