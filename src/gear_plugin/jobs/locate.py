@@ -30,6 +30,9 @@ from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
 
+_LEVELS = {True: logging.WARNING, False: logging.DEBUG}
+"""Of what went wrong at one place while another may have the index: damaged, or anything else."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexFiles:
@@ -107,7 +110,7 @@ def locate_index(gear_image: ImageId, sources: Sequence[IndexSource], scratch: P
         except ImageNotFound as error:
             failures.append(error)
         except (Damaged, Unsupported, Unavailable) as error:
-            log.info("%s: %s", source.name, error)
+            log.log(_LEVELS[isinstance(error, Damaged)], "%s: %s", source.name, error)
             failures.append(error)
     reasons = "; ".join(str(failure) for failure in failures)
     for kind, raised in ((Damaged, IndexDamaged), (Unsupported, Unsupported)):
