@@ -15,7 +15,7 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import daemons, images
+from gear_plugin.cli import daemons, fs, images
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -84,6 +84,8 @@ for command in (
     images.build,
     images.push,
     images.images,
+    fs.fs,
+    fs.run_fs,
     daemons.graphdriver,
     daemons.client,
     daemons.run_api,

@@ -31,7 +31,7 @@ from gear_plugin.layers.apply import ReadChunk, unpack
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
 from gear_plugin.names import parse_layer_id
-from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, unmount
+from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, served_images, unmount
 
 log = logging.getLogger(__name__)
 
@@ -307,8 +307,8 @@ class LayerStore:
             yield from tarout.stream(diffs.as_items(found, tree))
 
     def _drop_image(self, image: str) -> None:
-        """Let go of *image* unless another layer of this node carries it too."""
-        if any(record.index == image for record in self._records()):
+        """Let go of *image* unless another layer carries it too, or `gear fs` shows it."""
+        if any(record.index == image for record in self._records()) or image in served_images():
             return
         self._views.forget(image)
         self._images.remove(image)
@@ -333,9 +333,12 @@ class LayerStore:
 
 
 def mounted_images(root: Path) -> set[str]:
-    """The index digests of the images that mounted layers under *root* stand on."""
+    """
+    The index digests of the images that are in use: mounted layers under *root*
+    stand on them, or `gear fs` shows them.
+    """
     folder = root / "containers"
-    found: set[str] = set()
+    found = served_images()
     for point, _ in mounts():
         if point.name == "merged" and point.parent.parent == folder:
             with contextlib.suppress(LayerNotFound):
