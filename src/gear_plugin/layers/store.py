@@ -44,6 +44,9 @@ class ImageViews(Protocol):
     def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
         """Call *mount* with the image's layers."""
 
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
+        """The last mount on the image may have gone; *is_used* tells."""
+
     def forget(self, image: str, /) -> None:
         """Unmount the image's own mounts."""
 
@@ -116,7 +119,7 @@ class LayerStore:
             with contextlib.suppress(LayerNotFound):
                 record = folder.read()
                 if is_mount(folder.merged):
-                    unmount(folder.merged, lazy=True)
+                    self._unmount(folder)
                 gone = Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder))
                 folder.path.rename(gone / "layer")
                 if record.index is not None:
@@ -154,7 +157,7 @@ class LayerStore:
         with self._locked(layer) as held:
             held.count = max(self._count(held, folder) - 1, 0)
             if held.count == 0 and is_mount(folder.merged):
-                unmount(folder.merged, lazy=True)
+                self._unmount(folder)
 
     def cleanup(self) -> None:
         """Unmount every layer; what is still in use goes with its last user."""
@@ -286,6 +289,13 @@ class LayerStore:
             mount(None)
         else:
             self._views.use(index, mount)
+
+    def _unmount(self, folder: LayerFolder) -> None:
+        unmount(folder.merged, lazy=True)
+        with contextlib.suppress(LayerNotFound):
+            index = self._index_of(folder.read())
+            if index is not None:
+                self._views.release(index, lambda: index in mounted_images(self._folder.parent))
 
     @contextlib.contextmanager
     def _using(self, layer: str) -> Iterator[Path]:
