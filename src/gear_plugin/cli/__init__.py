@@ -15,7 +15,7 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import daemons, images
+from gear_plugin.cli import daemons, fs, images
 from gear_plugin.cli.doctor import doctor
 from gear_plugin.errors import (
     BadInput,
@@ -86,6 +86,8 @@ for command in (
     images.push,
     images.images,
     doctor,
+    fs.fs,
+    fs.run_fs,
     daemons.graphdriver,
     daemons.client,
     daemons.run_api,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin import __version__
-from gear_plugin.config import Config
+from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 _ANSWER_MARGIN_S = 5.0
 """The client answers within `fetch_timeout_s`; its caller waits a little longer."""
 _DAEMON_START_S = 20.0
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """The settings in force, for child processes."""
+    values = config.model_dump(exclude_none=True)
+    return {ENV_PREFIX + key.upper(): str(value) for key, value in values.items()}
 
 
 def local_client(config: Config) -> LocalClient:
@@ -134,6 +140,7 @@ class _Node:
     def _make(self, plan: Plan) -> LayerStore:
         config = self._config
         client, images = local_client(config), NodeImages(config.root)
+        images.remove_half_made()
         views = Views(
             config.run,
             config.root,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
 from gear_plugin.errors import BadConfig, SourceUnavailable
+from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -55,3 +56,17 @@ def catalog(config: Config) -> Catalog:
     except OSError as error:
         raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
     return open_catalog(config.catalog)
+
+
+def index_layer(config: Config, name: ImageId, target: Path) -> None:
+    """
+    Put the `.gear` folder of a Gear image into *target*.
+
+    Raises ImageNotFound.
+    """
+    from gear_plugin.jobs import BuildFolder
+    from gear_plugin.layers.apply import unpack
+
+    folder = BuildFolder.of(config.root, name.original)
+    with folder.in_use(), folder.index_tar.open("rb") as tar:
+        unpack(target, tar.read, lowest=True)

@@ -104,7 +104,8 @@ class ErofsView:
         return erofs_xattrs.decode(body) if body else (NO_XATTRS, None)
 
     def _read_directory(self, nid: int) -> dict[bytes, int]:
-        return {name: child for name, child, _ in dirents(self._content(nid, self._raw(nid)))}
+        names, entries = dirents(self._content(nid, self._raw(nid)))
+        return {name: entry[0] for name, entry in zip(names, entries, strict=True)}
 
     def _content(self, nid: int, raw: RawInode) -> bytes:
         whole = raw.size

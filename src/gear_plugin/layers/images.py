@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,9 @@ from gear_plugin.names import ImageId
 log = logging.getLogger(__name__)
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
+_TEMP = ".tmp-"
+_STALE_S = 3600.0
+"""No install takes that long: its check alone is given up after 2 minutes."""
 _CHECK_TIMEOUT_S = 120
 _CHECK_MEMORY_BYTES = 2 << 30
 """A check of 100,000 files needs about 200 MiB; this leaves room for a million."""
@@ -59,8 +63,19 @@ class NodeImages:
         self._lock = threading.Lock()
         self._tables: dict[str, ObjectTable] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob(".tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
+
+    def remove_half_made(self) -> None:
+        """Remove what a crash left; other processes may be installing at this moment."""
+        for left in self._folder.glob(f"{_TEMP}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if left.lstat().st_mtime < time.time() - _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a layer that is about to be installed."""
+        with tempfile.TemporaryDirectory(prefix=_TEMP, dir=self._folder) as folder:
+            yield Path(folder)
 
     def index_file(self, image: str) -> Path:
         """The EROFS file of *image*."""
@@ -107,7 +122,7 @@ class NodeImages:
         """
         if not _is_index(layer):
             return None
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
         try:
             found = check_layer(layer, temporary / "objects")
             os.link(layer / INDEX_NAME, temporary / "index.erofs")
@@ -131,14 +146,14 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
+        gone = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
         with contextlib.suppress(FileNotFoundError):
             (self._folder / image).rename(gone / image)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
-        temporary = self._folder / f".tmp-{image}"
+        temporary = self._folder / f"{_TEMP}{image}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(image)
         temporary.rename(link)

@@ -163,8 +163,14 @@ def mounts() -> Iterator[tuple[Path, str]]:
     text = Path("/proc/self/mountinfo").read_text()
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split()[4].encode().decode("unicode_escape").encode("latin-1")
-        yield Path(os.fsdecode(point)), after.split()[0]
+        yield _unescaped(before.split()[4]), after.split()[0]
+
+
+def mount_sources() -> Iterator[tuple[Path, str]]:
+    """Every mount of this namespace as (mount point, what is mounted there), in mount order."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        yield _unescaped(before.split()[4]), after.split()[1]
 
 
 def is_mount(target: Path) -> bool:
@@ -175,3 +181,8 @@ def is_mount(target: Path) -> bool:
     mounted there, which may hang or be dead.
     """
     return any(point == target for point, _ in mounts())
+
+
+def _unescaped(point: str) -> Path:
+    """A path as mountinfo writes it, blanks and the like as octal."""
+    return Path(os.fsdecode(point.encode().decode("unicode_escape").encode("latin-1")))

@@ -11,15 +11,21 @@ nid *n* is `number << 40 | n`.  No FUSE in here; safe from any thread.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from gear_plugin.digest import Digest
 from gear_plugin.image import ErofsView, Status
+from gear_plugin.rootfs import syscalls
 from gear_plugin.rootfs.vfs import ABSENT, EMPTY, NEVER, ROOT, Found, Lookup
 
 NID_BITS = 40
 _NID_MASK = (1 << NID_BITS) - 1
+_MOUNT_NAME = "gear-fs-"
+
 OpenObject = Callable[[str, Digest], int]
 """A descriptor of an image's object, fetched first if need be; raises GearError, OSError."""
 
@@ -90,6 +96,32 @@ class ImageTrees:
     def _find(self, inode: int) -> tuple[str, ErofsView, int]:
         image, view = self._images[(inode >> NID_BITS) - 1]
         return image, view, inode & _NID_MASK
+
+
+def mount_name(image: str) -> str:
+    """What the mount table calls a mount of *image* alone."""
+    return f"{_MOUNT_NAME}{image}"
+
+
+def served_images() -> set[str]:
+    """The images that are mounted alone in this mount namespace."""
+    return {
+        source.removeprefix(_MOUNT_NAME)
+        for _, source in syscalls.mount_sources()
+        if source.startswith(_MOUNT_NAME)
+    }
+
+
+def detach_dead_tree(point: Path) -> None:
+    """Detach a mount of an image alone on *point* whose process has died."""
+    for mounted, source in syscalls.mount_sources():
+        if mounted == point and source.startswith(_MOUNT_NAME):
+            try:
+                os.statvfs(point)
+            except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    syscalls.unmount(point, lazy=True)
+            return
 
 
 class OneImage:

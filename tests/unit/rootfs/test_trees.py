@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import subprocess
@@ -92,9 +93,9 @@ def tree(tmp_path: Path) -> Iterator[Path]:
             daemon.stdout.close()
 
 
-def seen(root: Path) -> dict[bytes, object]:
+def seen(root: Path) -> dict[bytes, tuple[object, ...]]:
     """Every path with all that can be asked of it without opening it."""
-    found: dict[bytes, object] = {}
+    found: dict[bytes, tuple[object, ...]] = {}
     stack = [os.fsencode(root)]
     while stack:
         path = stack.pop()
@@ -142,14 +143,35 @@ def test_hard_links_are_one_inode(tree: Path) -> None:
     assert (tree / "program").stat().st_ino == (tree / "again").stat().st_ino
 
 
-def test_it_can_be_copied_whole(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cp -a tree/. copy",
+        "rsync -aHAX --devices --specials tree/ copy",
+        "tar -C tree --xattrs --xattrs-include=* --acls -cf - . | tar -C copy --xattrs "
+        "--xattrs-include=* --acls -xpf -",
+    ],
+    ids=["cp", "rsync", "tar"],
+)
+def test_it_can_be_copied_whole(tree: Path, command: str) -> None:
     """
-    `cp -a` gives the same tree again, as `rsync -a` and `tar` would.
+    The usual tools give the same tree again.
     """
-    subprocess.run(["cp", "-a", tree, tmp_path / "copy"], check=True)
-    copied, original = seen(tmp_path / "copy"), seen(tree)
-    assert copied == original
-    assert (tmp_path / "copy/large").read_bytes() == LARGE
+    copy = tree.with_name("copy")
+    copy.mkdir()
+    subprocess.run(command, shell=True, cwd=tree.parent, check=True)
+    assert seen(copy) == seen(tree)
+    assert (copy / "large").read_bytes() == LARGE
+
+
+def test_find_and_mmap_work(tree: Path) -> None:
+    """
+    What readdir says of types, and pages of a mapped file.
+    """
+    found = subprocess.check_output(["find", tree, "-type", "f", "-name", "0001?"]).splitlines()
+    assert len(found) == 10
+    with (tree / "large").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as m:
+        assert m[1_000_000:1_000_100] == LARGE[1_000_000:1_000_100]
 
 
 def test_nothing_can_be_written(tree: Path) -> None:
