@@ -23,6 +23,7 @@ import click
 
 from gear_plugin import log as logs
 from gear_plugin.cli import node, output, wiring
+from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadInput, DaemonUnavailable, GearError, MountFailed
@@ -40,7 +41,7 @@ _POLL_S = 0.5
 
 
 @click.command("fs")
-@click.argument("image", metavar="IMAGE-gear[:TAG]")
+@click.argument("image", metavar="IMAGE-gear[:TAG]", type=GEAR_IMAGE)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and unmount at Ctrl-C.")
 @click.option("--prefetch", is_flag=True, help="Fetch every file in the background.")

@@ -53,6 +53,11 @@ def size(count_bytes: int) -> str:
     return f"{value:.3g} TB"
 
 
+def percent(part: int, whole: int) -> str:
+    """How much of *whole* that is; all of nothing is 100 %."""
+    return f"{100 * part / whole:.0f} %" if whole else "100 %"
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """Where a job's steps are shown while the block runs."""

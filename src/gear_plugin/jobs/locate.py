@@ -10,6 +10,7 @@ and how it is asked: `index_sources`.
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from gear_plugin.errors import (
     Unavailable,
     Unsupported,
 )
-from gear_plugin.image import INDEX_NAME, MANIFEST_NAME, Manifest
+from gear_plugin.image import INDEX_NAME, MANIFEST_NAME, Manifest, Tree, read_erofs
 from gear_plugin.layers import check_layer
 from gear_plugin.names import ImageId
 
@@ -87,6 +88,14 @@ class Located:
     manifest_bytes: int
     found_in: str
     """The source's name."""
+
+    def tree(self) -> Tree:
+        """All of the image's inodes; raises IndexDamaged."""
+        with (
+            self.erofs.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as erofs,
+        ):
+            return read_erofs(erofs)
 
 
 def locate_index(gear_image: ImageId, sources: Sequence[IndexSource], scratch: Path) -> Located:
