@@ -149,13 +149,16 @@ def test_a_node_tells_what_it_has(node: Node, pushed: dict[str, str], tmp_path: 
     )
     assert (listed["pushed"], listed["built"], listed["installed"]) == (True, False, True)
     assert 0 < listed["cached_objects"] <= listed["objects"]
-    words = ("inspect", pushed["web"], "--json")
-    report = json.loads(gear_on(node.engine, node.store, tmp_path / "root", *words).stdout)
+
+    def inspect(*words: str) -> Any:
+        words = ("inspect", pushed["web"], "--json", *words)
+        return json.loads(gear_on(node.engine, node.store, tmp_path / "root", *words).stdout)
+
+    report = inspect()
     assert report["index"] == f"sha256:{index}"
     assert report["cached_bytes"] == listed["cached_bytes"] <= node.cached_bytes()
-    words = ("inspect", pushed["web"], "--files", "--json")
-    files = json.loads(gear_on(node.engine, node.store, tmp_path / "root", *words).stdout)
-    assert len({entry["digest"] for entry in files} - {None}) == report["objects"]
+    digests = {entry["digest"] for entry in inspect("--files")} - {None}
+    assert len(digests) == report["objects"]
 
 
 def doctor(engine: Engine, store: Path, root: Path, *words: str) -> dict[str, dict[str, Any]]:
