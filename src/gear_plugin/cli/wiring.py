@@ -52,7 +52,7 @@ def catalog(config: Config) -> Catalog:
     from gear_plugin.catalog import open_catalog
 
     config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
-    return open_catalog(config.catalog)
+    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
 
 
 def index_layer(config: Config, name: ImageId, target: Path) -> None:
