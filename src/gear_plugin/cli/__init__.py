@@ -16,6 +16,7 @@ import click
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
 from gear_plugin.cli import daemons, fs, images
+from gear_plugin.cli.doctor import doctor
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -84,6 +85,7 @@ for command in (
     images.build,
     images.push,
     images.images,
+    doctor,
     fs.fs,
     fs.run_fs,
     daemons.graphdriver,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
-from gear_plugin.errors import SourceUnavailable
+from gear_plugin.errors import BadConfig, SourceUnavailable
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def catalog(config: Config) -> Catalog:
     """The catalog, made if it is not there."""
     from gear_plugin.catalog import open_catalog
 
-    config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
+    try:
+        config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
+    except OSError as error:
+        raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
     return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
 
 

@@ -21,7 +21,10 @@ from gear_plugin.image.manifest import (
     chunk_count,
 )
 from gear_plugin.image.objects import ObjectTable
+from gear_plugin.image.tar_header import BLOCK as TAR_BLOCK
+from gear_plugin.image.tar_header import tar_header, tar_padding
 from gear_plugin.image.tree import Totals, Tree
+from gear_plugin.image.tree_tar import write_tree
 
 __all__ = [
     "CHUNK_BYTES",
@@ -31,6 +34,7 @@ __all__ = [
     "LARGE_OBJECT_BYTES",
     "MANIFEST_NAME",
     "NO_XATTRS",
+    "TAR_BLOCK",
     "Buffer",
     "CheckedIndex",
     "Content",
@@ -52,6 +56,9 @@ __all__ = [
     "chunk_count",
     "flatten",
     "read_erofs",
+    "tar_header",
+    "tar_padding",
     "write_erofs",
     "write_layer",
+    "write_tree",
 ]

@@ -124,7 +124,7 @@ class NodeImages:
             return None
         temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
         try:
-            found = _check(layer, temporary / "objects")
+            found = check_layer(layer, temporary / "objects")
             os.link(layer / INDEX_NAME, temporary / "index.erofs")
             os.link(layer / MANIFEST_NAME, temporary / "manifest")
             image = str(found["index"])
@@ -168,7 +168,13 @@ def _is_index(layer: Path) -> bool:
     return {Path(entry.path) for entry in files} == {layer / INDEX_NAME, layer / MANIFEST_NAME}
 
 
-def _check(layer: Path, table: Path) -> dict[str, object]:
+def check_layer(layer: Path, table: Path) -> dict[str, object]:
+    """
+    Check the index in the unpacked *layer*, in a process that may die, and
+    write its object table to *table*; what `check.py` says of it.
+
+    Raises IndexDamaged, TimedOut.
+    """
     command = [sys.executable, "-m", "gear_plugin.layers.check", str(layer), str(table)]
     try:
         done = subprocess.run(

@@ -5,6 +5,7 @@ stood on by overlayfs.
 `fuse` is not imported here: llfuse is loaded by the FUSE daemon alone.
 """
 
+from gear_plugin.rootfs.features import Feature, hide_mounts, kernel_features
 from gear_plugin.rootfs.lazy import Generation, LazyLayer
 from gear_plugin.rootfs.overlay import Plan, Stack, View, Way, mount_index, mount_stack, probe
 from gear_plugin.rootfs.syscalls import is_mount, mounts, unmount
@@ -19,6 +20,7 @@ from gear_plugin.rootfs.vfs import Filesystem, LazyTree, Lookup, Members
 from gear_plugin.rootfs.views import Views
 
 __all__ = [
+    "Feature",
     "Filesystem",
     "Generation",
     "ImageTrees",
@@ -33,7 +35,9 @@ __all__ = [
     "Views",
     "Way",
     "detach_dead_tree",
+    "hide_mounts",
     "is_mount",
+    "kernel_features",
     "mount_index",
     "mount_name",
     "mount_stack",

@@ -68,11 +68,16 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What this kernel can do: the way in use, and how an index file is mounted."""
+    """
+    What this kernel can do: the way in use, and how an index file is mounted.
+
+    `refusals` has a line for each way that does not work, with the kernel's reason.
+    """
 
     way: Way
     loop_index: bool
     available: tuple[Way, ...]
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ def probe(scratch: Path, forced: str = "auto") -> Plan:
         raise MountFailed(f"{asked} on this kernel ({' | '.join(refusals)})")
     for refusal in refusals:
         log.info("not available: %s", refusal)
-    return Plan(wanted[0], found[wanted[0]], tuple(found))
+    return Plan(wanted[0], found[wanted[0]], tuple(found), tuple(refusals))
 
 
 def _try_mount(scratch: Path, way: Way, *, loop: bool) -> None:
