@@ -319,7 +319,9 @@ _WEB_TASK = f'python3 app.py >/tmp/log 2>&1 & python3 -c "{_GET.format(port=8000
 TASKS = {
     "web": Task(("sh", "-c", _WEB_TASK), "hello from one", user="www-data"),
     "web2": Task(("sh", "-c", _WEB_TASK), "hello from two", user="www-data"),
-    "nginx": Task(("sh", "-c", f'nginx; python3 -c "{_GET.format(port=80)}"; nginx -s quit'), "hello"),
+    "nginx": Task(
+        ("sh", "-c", f'nginx; python3 -c "{_GET.format(port=80)}"; nginx -s quit'), "hello"
+    ),
     "scipy": Task(
         ("python3", "-c", "import numpy, scipy.linalg; print(scipy.linalg.det(numpy.eye(3)))"),
         "1.0",

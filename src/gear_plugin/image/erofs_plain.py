@@ -80,8 +80,7 @@ def read(data: memoryview, at: int) -> PlainFile | None:
         and 0 < size <= MAX_FILE_BYTES
         and bits == (0 if size <= BLOCK else chunk_bits(size))
         and nanoseconds <= 999_999_999
-        and uid != NO_OWNER
-        and gid != NO_OWNER
+        and NO_OWNER not in (uid, gid)
         and slash == b"/"
         and b2a_hex(digest) == text
         and pad == _PAD
