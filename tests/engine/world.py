@@ -52,10 +52,19 @@ class Node:
     way: str = "auto"
 
     @property
+    def plugin_id(self) -> str:
+        """What the engine calls the plugin."""
+        return self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
+
+    @property
     def inner_root(self) -> Path:
         """The plugin's /var/lib/gear, as the host sees it."""
-        found = self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
-        return self.engine.data_root / "plugins" / found / "propagated-mount"
+        return self.engine.data_root / "plugins" / self.plugin_id / "propagated-mount"
+
+    @property
+    def plugin_socket(self) -> Path:
+        """Where the engine calls the plugin."""
+        return self.engine.exec_root / "plugins" / self.plugin_id / "gear.sock"
 
     def cached(self) -> set[str]:
         """The digests (hex) in the node's public cache."""
@@ -72,7 +81,7 @@ class Node:
 
     def process(self, word: str) -> int:
         """The plugin's process whose command line has *word*, by its cgroup; 0: there is none."""
-        found = self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
+        found = self.plugin_id
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:

@@ -50,7 +50,7 @@ BUG, INTERRUPTED = 70, 130
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--root", type=click.Path(path_type=Path), help="Gear's main folder.")
 @click.option("--store", help="The shared object store: a directory, normally on NFS.")
-@click.option("--catalog", help="The metadata database: sqlite:///<absolute path>.")
+@click.option("--catalog", help="The metadata database: sqlite:///<path> or etcd://<host>.")
 @click.option("--host", help="The Docker engine, as in DOCKER_HOST.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="For stderr."

@@ -64,7 +64,7 @@ def catalog(config: Config) -> Catalog:
         config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
     except OSError as error:
         raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
-    return open_catalog(config.catalog)
+    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from gear_plugin.digest import SHARD_HEX_DIGITS
 from gear_plugin.image import erofs_xattrs
+from gear_plugin.image.entry import NO_OWNER
 from gear_plugin.image.erofs_format import (
     BLOCK,
     FIRST_INODE,
@@ -79,6 +80,7 @@ def read(data: memoryview, at: int) -> PlainFile | None:
         and 0 < size <= MAX_FILE_BYTES
         and bits == (0 if size <= BLOCK else chunk_bits(size))
         and nanoseconds <= 999_999_999
+        and NO_OWNER not in (uid, gid)
         and slash == b"/"
         and b2a_hex(digest) == text
         and pad == _PAD

@@ -22,6 +22,7 @@ from gear_plugin.image import erofs_plain, erofs_xattrs
 from gear_plugin.image.entry import (
     MAX_NAME_BYTES,
     MAX_PATH_BYTES,
+    NO_OWNER,
     NO_XATTRS,
     Directory,
     Inode,
@@ -228,8 +229,8 @@ class _Reader:
         kind = KINDS.get(stat.S_IFMT(raw.mode))
         if layout is None or kind is None or raw.unused or raw.nanoseconds > 999_999_999:
             raise IndexDamaged(f"index: inode {nid} is none that Gear writes")
-        if raw.reserved != _NO_RESERVED:
-            raise IndexDamaged(f"index: inode {nid} has unknown fields")
+        if raw.reserved != _NO_RESERVED or NO_OWNER in (raw.uid, raw.gid):
+            raise IndexDamaged(f"index: inode {nid} has unknown fields or no owner")
         self._links[nid] = raw.links
         body_size = erofs_xattrs.body_size(raw.xattr_count)
         place = _Place(nid, at, at + INODE.size + body_size, layout)

@@ -90,7 +90,7 @@ def _entry(name: bytes, value: bytes) -> bytes:
         if name.startswith(prefix) and bool(suffix) is (index not in _WHOLE_NAMES):
             break
     else:
-        raise Unsupported(f"index: an xattr that EROFS cannot hold: {name!r}")
+        raise Unsupported(f"index: an xattr that EROFS cannot hold: {name[:100]!r}")
     if len(suffix) > _MAX_SUFFIX_BYTES or len(value) > _MAX_VALUE_BYTES:
         raise Unsupported(f"index: the xattr {name[:100]!r} is too large")
     entry = _ENTRY.pack(len(suffix), index, len(value)) + suffix + value

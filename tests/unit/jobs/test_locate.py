@@ -116,8 +116,7 @@ def test_each_place_gives_the_same_index(world: World, kind: str) -> None:
     assert found.manifest.image == IMAGE
     tree = read_erofs(found.erofs.read_bytes())
     assert set(tree.root.children) == {b"a", b"b"}
-    table = ObjectTable(found.objects.read_bytes())
-    assert dict(table) == tree.objects()
+    assert dict(ObjectTable(found.objects.read_bytes())) == tree.objects()
     assert found.found_in == world.source(kind).name
     assert found.manifest_bytes > 0
 
