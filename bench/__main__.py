@@ -73,10 +73,10 @@ class Bench:
             self._supply.start()
             for image in chosen.images:
                 say(f"{image}: image, gear build, pushes")
-                self._supply.make(image, chosen.runs)
+                self._supply.make(image, chosen.builds)
             if "many" in chosen.parts:
                 say("50,000 files: image, gear build, pushes")
-                self._supply.make_many(chosen.runs)
+                self._supply.make_many()
             say("the plugin")
             self._supply.make_plugin()
             self._supply.rest()

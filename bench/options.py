@@ -25,13 +25,16 @@ class Options:
     links: tuple[Link, ...] = (Link("loopback"), Link("100mbit", 100))
     parts: tuple[str, ...] = PARTS
     runs: int = 3
+    builds: int = 2
     warm: int = 7
     walks: int = 9
     merge: bool = False
 
 
-QUICK = Options(images=("web",), links=(Link("100mbit", 100),), parts=("cold", "warm"), runs=1)
-FULL = Options(images=tuple(TASKS), runs=5, warm=15, walks=15)
+QUICK = Options(
+    images=("web",), links=(Link("100mbit", 100),), parts=("cold", "warm"), runs=1, builds=1
+)
+FULL = Options(images=tuple(TASKS), runs=5, builds=3, warm=15, walks=15)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -46,7 +49,8 @@ def parse(argv: Sequence[str]) -> Options:
     links = "such as loopback,veth,100mbit"
     parser.add_argument("--links", type=_links, metavar="A,B", help=links)
     for name, text in (
-        ("runs", "cold repetitions, builds and loads"),
+        ("runs", "cold repetitions, and loads"),
+        ("builds", "builds of each image"),
         ("warm", "warm starts"),
         ("walks", "walks through the cached trees"),
     ):

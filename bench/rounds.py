@@ -109,7 +109,7 @@ class Rounds:
         for number in range(repetitions + 1):
             for system in shuffled(systems):
                 plugin_socket = Node(system.engine, system.share.folder).plugin_socket
-                took_s = apply_layer(plugin_socket, supply.index_tar(MANY))
+                took_s = apply_layer(plugin_socket, supply.many_index)
                 if number:
                     self._add("apply_s", MANY, system, took_s)
 
