@@ -21,13 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from tests.engine import plugin
 from tests.engine.engine import EngineError
+from tests.engine.recipes import TASKS
 
 from bench import options, report, results, systems
 from bench.link import Link, Network, StoreShare
 from bench.rounds import Rounds, shuffled
 from bench.supply import Supply
 from bench.systems import System, Unsupported
-from bench.tasks import TASKS
 
 WORK = plugin.BUILD / "engines"
 RESULTS = plugin.BUILD / "bench" / "results.json"

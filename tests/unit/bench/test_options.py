@@ -7,9 +7,8 @@ from bench import options
 from bench.link import Link
 from bench.options import FULL, QUICK, Options
 from bench.systems import WAYS
-from bench.tasks import TASKS
 
-from tests.engine.images import RECIPES
+from tests.engine.recipes import TASKS
 
 
 def test_without_flags_everything_is_measured_on_a_few_images() -> None:
@@ -30,7 +29,7 @@ def test_presets_and_flags_go_together() -> None:
     """
     assert options.parse(["--quick"]) == QUICK
     assert options.parse(["--full"]) == FULL
-    assert set(FULL.images) == set(TASKS)
+    assert set(FULL.images) == set(TASKS) - {"torture"}
     words = ["--quick", "--links", "veth,20mbit", "--ways", "nested", "--runs", "4", "--merge"]
     chosen = options.parse(words)
     assert chosen.links == (Link("veth"), Link("20mbit", 20))
@@ -59,9 +58,8 @@ def test_bad_flags_end_with_a_message(words: list[str], capsys: pytest.CaptureFi
     assert "error:" in capsys.readouterr().err
 
 
-def test_every_task_has_an_image_that_can_be_made() -> None:
+def test_every_image_that_is_measured_has_a_task() -> None:
     """
-    And those that are measured by default are among them.
+    "Done" means that it printed what it should.
     """
-    assert set(TASKS) <= set(RECIPES)
-    assert set(Options().images) <= set(TASKS)
+    assert set(Options().images) | set(QUICK.images) <= set(FULL.images) <= set(TASKS)

@@ -1,34 +1,12 @@
-"""What images are run for, and the image of many files."""
+"""What is compared, and the image of many files."""
 
 from __future__ import annotations
 
 import tarfile
 from pathlib import Path
 
-import pytest
 from bench.supply import write_many
 from bench.systems import names
-from bench.tasks import Task
-
-
-@pytest.mark.parametrize(
-    ("output", "done"),
-    [("1.0\n", True), ("a warning\n1.0\n", True), ("1.0", True), ("", False), ("1.0\nno\n", False)],
-)
-def test_a_task_is_done_when_its_last_line_is_right(output: str, *, done: bool) -> None:
-    """
-    A run that printed something else must not count as a fast one.
-    """
-    assert Task("python3", (), "1.0").is_done(output) is done
-
-
-def test_a_task_runs_its_own_program_without_a_network() -> None:
-    """
-    Whatever the image's entrypoint is.
-    """
-    words = Task("sh", ("-c", "true"), "").run_words("reg/app:1")
-    assert words[:3] == ("run", "--rm", "--network")
-    assert words[-5:] == ("--entrypoint", "sh", "reg/app:1", "-c", "true")
 
 
 def test_systems_are_overlay2_and_a_gear_for_each_way() -> None:
