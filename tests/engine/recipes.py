@@ -310,9 +310,9 @@ NAMES = tuple(RECIPES)
 
 _GET = (
     "import urllib.request, time\n"
-    "for _ in range(300):\n"
+    "for _ in range(3000):\n"
     "    try: print(urllib.request.urlopen('http://127.0.0.1:{port}/').read().decode()); break\n"
-    "    except OSError: time.sleep(0.1)\n"
+    "    except OSError: time.sleep(0.01)\n"
 )
 _WEB_TASK = f'python3 app.py >/tmp/log 2>&1 & python3 -c "{_GET.format(port=8000)}"; kill $!'
 

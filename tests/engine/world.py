@@ -63,8 +63,9 @@ class Node:
 
     @property
     def plugin_socket(self) -> Path:
-        """Where the engine calls the plugin."""
-        return self.engine.exec_root / "plugins" / self.plugin_id / "gear.sock"
+        """Where the engine calls the plugin; before docker 24 not below its exec root."""
+        folders = (self.engine.exec_root / "plugins", Path("/run/docker/plugins"))
+        return next(path for f in folders if (path := f / self.plugin_id / "gear.sock").exists())
 
     def cached(self) -> set[str]:
         """The digests (hex) in the node's public cache."""
