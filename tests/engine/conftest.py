@@ -62,7 +62,7 @@ def plugin_ref(engine_a: Engine, registry: Registry) -> str:
     return ref
 
 
-@pytest.fixture(scope="session", params=["direct", "nested"])
+@pytest.fixture(scope="session", params=["direct", "nested", "fuse-tree"])
 def node(
     request: pytest.FixtureRequest,
     plugin_ref: str,

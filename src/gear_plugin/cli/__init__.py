@@ -15,7 +15,8 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import daemons, images
+from gear_plugin.cli import daemons, fs, images
+from gear_plugin.cli.doctor import doctor
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -47,7 +48,7 @@ BUG, INTERRUPTED = 70, 130
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--root", type=click.Path(path_type=Path), help="Gear's main folder.")
 @click.option("--store", help="The shared object store: a directory, normally on NFS.")
-@click.option("--catalog", help="The metadata database: sqlite:///<absolute path>.")
+@click.option("--catalog", help="The metadata database: sqlite:///<path> or etcd://<host>.")
 @click.option("--host", help="The Docker engine, as in DOCKER_HOST.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="For stderr."
@@ -84,6 +85,9 @@ for command in (
     images.build,
     images.push,
     images.images,
+    doctor,
+    fs.fs,
+    fs.run_fs,
     daemons.graphdriver,
     daemons.client,
     daemons.run_api,

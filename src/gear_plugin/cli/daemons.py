@@ -19,7 +19,7 @@ import click
 from gear_plugin import log as logs
 from gear_plugin.cli import node
 from gear_plugin.cli.supervisor import Supervisor
-from gear_plugin.config import ENV_PREFIX, Config
+from gear_plugin.config import Config
 from gear_plugin.rootfs import LazyLayer, LazyTree
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def graphdriver(config: Config, socket: Path) -> None:
         "client": [*_SELF, "client"],
         "fuse": [*_SELF, "run-fuse"],
     }
-    os.environ.update(_as_environment(config))
+    os.environ.update(node.as_environment(config))
     socket.parent.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(
         config.run,
@@ -131,9 +131,3 @@ def _die_with_parent() -> None:
     folder must never come to be.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _as_environment(config: Config) -> dict[str, str]:
-    """The settings in force, for the child processes."""
-    values = config.model_dump(exclude_none=True)
-    return {ENV_PREFIX + key.upper(): str(value) for key, value in values.items()}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
-from gear_plugin.errors import SourceUnavailable
+from gear_plugin.errors import BadConfig, SourceUnavailable
+from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -50,5 +51,22 @@ def catalog(config: Config) -> Catalog:
     """The catalog, made if it is not there."""
     from gear_plugin.catalog import open_catalog
 
-    config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
-    return open_catalog(config.catalog)
+    try:
+        config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
+    except OSError as error:
+        raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
+    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
+
+
+def index_layer(config: Config, name: ImageId, target: Path) -> None:
+    """
+    Put the `.gear` folder of a Gear image into *target*.
+
+    Raises ImageNotFound.
+    """
+    from gear_plugin.jobs import BuildFolder
+    from gear_plugin.layers.apply import unpack
+
+    folder = BuildFolder.of(config.root, name.original)
+    with folder.in_use(), folder.index_tar.open("rb") as tar:
+        unpack(target, tar.read, lowest=True)

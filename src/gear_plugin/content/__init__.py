@@ -12,6 +12,7 @@ from gear_plugin.content.cache import Cache, Usage
 from gear_plugin.content.complete import Completer
 from gear_plugin.content.directory import DirectoryStore
 from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
+from gear_plugin.content.files import FileSource
 from gear_plugin.content.memory import MemoryStore
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DirectoryStore",
     "FetchCounts",
     "Fetcher",
+    "FileSource",
     "LocalClient",
     "MemoryStore",
     "ObjectSource",

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gear_plugin.errors import ArchiveMalformed, Unsupported
-from gear_plugin.image.entry import NO_XATTRS, Kind
+from gear_plugin.image.entry import MAX_PATH_BYTES, NO_XATTRS, Kind
 from gear_plugin.image.pax import Records, extended_time_ns, merge_records
-from gear_plugin.image.tar_fields import clean_path, number, verify_checksum
+from gear_plugin.image.tar_fields import clean_path, number, shown, verify_checksum
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 2**20
@@ -119,7 +119,6 @@ class TarReader:
         self._at = 0  # offset of the next byte of the source
         self._next_header = 0
         self._data_end = 0
-        self._global: Records = {}
         self._ended = False
 
     def __iter__(self) -> Iterator[Member]:
@@ -165,7 +164,9 @@ class TarReader:
             if flag == b"x":
                 extensions = merge_records({}, self._extension(fields[4]))
             elif flag == b"g":
-                self._global = merge_records(self._global, self._extension(fields[4]))
+                # Docker reads past global records, so what they say is not in
+                # any container; kept, they could grow with each header.
+                merge_records({}, self._extension(fields[4]))
             elif flag == b"L":
                 long_name = self._extension(fields[4]).partition(b"\0")[0]
             elif flag == b"K":
@@ -195,28 +196,33 @@ class TarReader:
         uid_number, gid_number, size_bytes = number(uid), number(gid), number(size)
         mtime_ns = number(mtime) * 1_000_000_000
         xattrs = NO_XATTRS
-        if extensions or self._global:
-            records = {**self._global, **(extensions or {})}
-            _refuse_sparse(records)
-            name = records.get(b"path") or name
-            link = records.get(b"linkpath") or link
-            uid_number = _record_number(records, b"uid", uid_number)
-            gid_number = _record_number(records, b"gid", gid_number)
-            size_bytes = _record_number(records, b"size", size_bytes)
-            if records.get(b"mtime"):
-                mtime_ns = extended_time_ns(records[b"mtime"])
-            xattrs = _xattrs(records)
-        if flag == b"\0" and name.endswith(b"/"):
-            kind = Kind.DIR  # the oldest tars had no type for directories
+        if extensions:
+            _refuse_sparse(extensions)
+            name = extensions.get(b"path") or name
+            link = extensions.get(b"linkpath") or link
+            uid_number = _record_number(extensions, b"uid", uid_number)
+            gid_number = _record_number(extensions, b"gid", gid_number)
+            size_bytes = _record_number(extensions, b"size", size_bytes)
+            if extensions.get(b"mtime"):
+                mtime_ns = extended_time_ns(extensions[b"mtime"])
+            xattrs = _xattrs(extensions)
         if kind is not Kind.FILE:
             size_bytes = 0  # any other type has no data, whatever its size field says
         if not (0 <= uid_number < 2**32 and 0 <= gid_number < 2**32 and 0 <= size_bytes < 2**63):
-            raise ArchiveMalformed(f"tar: owner or size out of range: {name!r}")
+            raise ArchiveMalformed(f"tar: owner or size out of range: {shown(name)}")
         if not -(2**63) <= mtime_ns // 1_000_000_000 < 2**63:
-            raise ArchiveMalformed(f"tar: time out of range: {name!r}")
+            raise ArchiveMalformed(f"tar: time out of range: {shown(name)}")
+        self._next_header = self._at + -(-size_bytes // BLOCK) * BLOCK
+        if flag == b"\0" and name.endswith(b"/"):
+            # The oldest tars had no type for directories.  Go passes over the
+            # data that such an entry claims to have, so it is no data of ours.
+            kind, size_bytes = Kind.DIR, 0
         self._data_end = self._at + size_bytes
-        self._next_header = (self._data_end + BLOCK - 1) // BLOCK * BLOCK
-        is_device = kind is Kind.CHAR or kind is Kind.BLOCK
+        device = (0, 0)
+        if kind is Kind.CHAR or kind is Kind.BLOCK:
+            device = number(major), number(minor)
+            if not (0 <= device[0] < 2**32 and 0 <= device[1] < 2**32):
+                raise ArchiveMalformed(f"tar: device number out of range: {shown(name)}")
         return Member(
             clean_path(name),
             kind,
@@ -226,8 +232,7 @@ class TarReader:
             mtime_ns,
             size_bytes,
             _link(kind, link, name),
-            number(major) if is_device else 0,
-            number(minor) if is_device else 0,
+            *device,
             xattrs,
             self._at,
         )
@@ -276,7 +281,9 @@ def _link(kind: Kind, link: bytes, name: bytes) -> bytes:
     if kind is not Kind.SYMLINK:
         return b""
     if not link or b"\0" in link:
-        raise ArchiveMalformed(f"tar: a symbolic link without a proper target: {name!r}")
+        raise ArchiveMalformed(f"tar: a symbolic link without a proper target: {shown(name)}")
+    if len(link) > MAX_PATH_BYTES:
+        raise ArchiveMalformed(f"tar: a symbolic link longer than Linux allows: {shown(name)}")
     return link
 
 

@@ -19,6 +19,8 @@ NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 """The one empty mapping that every inode without xattrs shares."""
 
 DEFAULT_DIRECTORY_MODE = 0o755
+NO_OWNER = 2**32 - 1
+"""What chown(2) takes for "leave it as it is"; no file has this uid or gid."""
 MAX_NAME_BYTES = 255
 """NAME_MAX of Linux."""
 MAX_PATH_BYTES = 4095

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from gear_plugin.errors import Unsupported
 from gear_plugin.image import erofs_xattrs
-from gear_plugin.image.entry import MAX_NAME_BYTES, MAX_PATH_BYTES, Directory, Inode, Kind
+from gear_plugin.image.entry import MAX_NAME_BYTES, MAX_PATH_BYTES, NO_OWNER, Directory, Inode, Kind
 from gear_plugin.image.erofs_format import (
     BLOCK,
     CHECKSUM_OFFSET,
@@ -52,8 +52,8 @@ def write(tree: Tree) -> bytes:
     The `index.erofs` of *tree*; every non-empty regular file must have its digest.
 
     Raises Unsupported for what Linux or EROFS cannot hold: names over 255
-    bytes, paths and symlinks over 4,095, files over 8 TiB, device numbers and
-    xattrs out of range.
+    bytes, paths and symlinks over 4,095, files over 8 TiB, device numbers,
+    owners and xattrs out of range.
     """
     plan = _Plan(tree)
     parts = [bytes(FIRST_INODE)]
@@ -140,6 +140,8 @@ class _Plan:
 def _data_after_inode(slot: _Slot) -> int:
     """Choose how the inode's data is kept; return how many bytes follow its xattrs."""
     inode = slot.inode
+    if NO_OWNER in (inode.uid, inode.gid):
+        raise Unsupported(f"index: no file in Linux has the owner {NO_OWNER}")
     if inode.kind is Kind.FILE:
         if inode.size > MAX_FILE_BYTES:
             raise Unsupported(f"index: a file of {inode.size} bytes; the limit is {MAX_FILE_BYTES}")

@@ -17,6 +17,7 @@ Rules, and where they come from:
   untar in a chroot does.
 - What overlayfs keeps to itself does not survive: a character device 0:0 is
   its whiteout, so it hides the name, and `trusted.overlay.*` xattrs go.
+- The owner 2**32 - 1 is none to chown(2), so Docker leaves such a file to root.
 - Xattrs that Linux refuses, and Docker therefore drops, go as well: unknown
   prefixes, and `user.*` on anything but files and directories.
 """
@@ -28,7 +29,8 @@ from typing import NamedTuple
 
 from gear_plugin.errors import ArchiveMalformed, Unsupported
 from gear_plugin.image.archive import Member
-from gear_plugin.image.entry import MAX_PATH_BYTES, NO_XATTRS, Directory, Inode, Kind
+from gear_plugin.image.entry import MAX_PATH_BYTES, NO_OWNER, NO_XATTRS, Directory, Inode, Kind
+from gear_plugin.image.tar_fields import shown
 from gear_plugin.image.tree import Tree
 
 _WHITEOUT = b".wh."
@@ -119,7 +121,7 @@ class _Merge:
             return False
         hidden = name.removeprefix(_WHITEOUT)
         if hidden in (b"", b".", b".."):
-            raise ArchiveMalformed(f"layer: a whiteout of nothing: {path!r}")
+            raise ArchiveMalformed(f"layer: a whiteout of nothing: {shown(path)}")
         parent = self._resolve(folder, create=False)
         if parent is not None:
             self._remove(parent, hidden)
@@ -160,10 +162,11 @@ class _Merge:
         target = parent.children.get(name) if parent is not None else None
         if target is None:
             raise ArchiveMalformed(
-                f"layer: {member.name!r} is a hard link to {member.link!r}, which is not there"
+                f"layer: {shown(member.name)} is a hard link to {shown(member.link)},"
+                " which is not there"
             )
         if isinstance(target, Directory):
-            raise ArchiveMalformed(f"layer: {member.name!r} is a hard link to a directory")
+            raise ArchiveMalformed(f"layer: {shown(member.name)} is a hard link to a directory")
         return target
 
     def _put(self, parent: Directory, name: bytes, inode: Inode) -> None:
@@ -208,7 +211,7 @@ class _Merge:
                 assert node is not None
                 followed += 1
                 if followed > _MAX_SYMLINKS:
-                    raise ArchiveMalformed(f"layer: too many symbolic links in {path[:100]!r}")
+                    raise ArchiveMalformed(f"layer: too many symbolic links in {shown(path)}")
                 if node.target.startswith(b"/"):
                     del trail[1:]
                 todo.extend(node.target.split(b"/")[::-1])
@@ -220,14 +223,13 @@ class _Merge:
                 self._put(trail[-1], name, node)
             trail.append(node)
             if len(trail) > _MAX_DEPTH:
-                raise Unsupported(f"layer: nested deeper than Linux allows: {path[:100]!r}")
+                raise Unsupported(f"layer: nested deeper than Linux allows: {shown(path)}")
         return trail[-1]
 
 
 def _update(directory: Directory, member: Member) -> None:
     directory.mode = member.mode
-    directory.uid = member.uid
-    directory.gid = member.gid
+    directory.uid, directory.gid = _owner(member)
     directory.mtime_ns = member.applied_mtime_ns
     directory.xattrs = _carried(member.kind, member.xattrs)
 
@@ -236,14 +238,20 @@ def _inode(member: Member) -> Inode:
     return Inode(
         member.kind,
         member.mode,
-        member.uid,
-        member.gid,
+        *_owner(member),
         member.applied_mtime_ns,
         member.size,
         member.link,
         member.major,
         member.minor,
         _carried(member.kind, member.xattrs),
+    )
+
+
+def _owner(member: Member) -> tuple[int, int]:
+    return (
+        0 if member.uid == NO_OWNER else member.uid,
+        0 if member.gid == NO_OWNER else member.gid,
     )
 
 

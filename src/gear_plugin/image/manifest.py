@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 LARGE_OBJECT_BYTES = 16 * 2**20
 """Objects from this size on have chunk digests, so that they can be read before they are whole."""
 CHUNK_BYTES = 2**20
+MAX_HEAD_BYTES = 8 * 2**20
+"""An image configuration is a few KiB; JSON takes some 50 times its bytes as Python objects."""
 
 _MAGIC = b"GEARMF\r\n"
 # magic, version, head bytes, large objects, chunk digests, profile digests, zero
@@ -59,7 +61,8 @@ class Manifest:
         """
         The manifest's bytes; equal manifests give equal bytes.
 
-        Raises Unsupported for a configuration that is no UTF-8 JSON.
+        Raises Unsupported for a configuration that is no UTF-8 JSON or larger
+        than any sound one.
         """
         head = _canonical_json(
             {
@@ -71,6 +74,8 @@ class Manifest:
                 "totals": asdict(self.totals),
             }
         )
+        if len(head) > MAX_HEAD_BYTES:
+            raise Unsupported(f"manifest: an image configuration of {len(head)} bytes")
         large = sorted(self.chunks.items())
         digests = [digest for _, chunks in large for digest in chunks]
         fixed = _FIXED.pack(
@@ -97,6 +102,8 @@ class Manifest:
         tables = large * _LARGE.size + (digests + profile) * _DIGEST_BYTES
         if len(data) != _FIXED.size + head_size + tables:
             raise IndexDamaged("manifest: its length is not what it says")
+        if head_size > MAX_HEAD_BYTES:
+            raise IndexDamaged(f"manifest: a head of {head_size} bytes")
         at = _FIXED.size + head_size
         entries = list(_LARGE.iter_unpack(data[at : at + large * _LARGE.size]))
         raw = _split(data[at + large * _LARGE.size :])

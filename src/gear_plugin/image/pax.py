@@ -29,8 +29,8 @@ def merge_records(into: Records, data: bytes) -> Records:
         if match is None or end > len(data) or end <= match.end() or data[end - 1] != 0x0A:
             raise ArchiveMalformed(f"tar: a malformed PAX record: {data[at : at + 50]!r}")
         key, equals, value = data[match.end() : end - 1].partition(b"=")
-        if not equals or not key:
-            raise ArchiveMalformed(f"tar: a PAX record without a key: {data[at:end][:50]!r}")
+        if not equals or not key or b"\0" in key:
+            raise ArchiveMalformed(f"tar: a PAX record without a proper key: {data[at:end][:50]!r}")
         records[key] = value
         at = end
     return records

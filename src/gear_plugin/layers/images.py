@@ -28,17 +28,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from gear_plugin import wire
 from gear_plugin.errors import IndexDamaged, TimedOut
-from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, Manifest, ObjectTable
+from gear_plugin.image import (
+    FOLDER,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    ErofsView,
+    Manifest,
+    ObjectTable,
+)
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
+_TEMP = ".tmp-"
+_STALE_S = 3600.0
+"""No install takes that long: its check alone is given up after 2 minutes."""
 _CHECK_TIMEOUT_S = 120
 _CHECK_MEMORY_BYTES = 2 << 30
 """A check of 100,000 files needs about 200 MiB; this leaves room for a million."""
@@ -52,12 +63,33 @@ class NodeImages:
         self._lock = threading.Lock()
         self._tables: dict[str, ObjectTable] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob(".tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
+
+    def remove_half_made(self) -> None:
+        """Remove what a crash left; other processes may be installing at this moment."""
+        for left in self._folder.glob(f"{_TEMP}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if left.lstat().st_mtime < time.time() - _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a layer that is about to be installed."""
+        with tempfile.TemporaryDirectory(prefix=_TEMP, dir=self._folder) as folder:
+            yield Path(folder)
 
     def index_file(self, image: str) -> Path:
         """The EROFS file of *image*."""
         return self._folder / image / "index.erofs"
+
+    def view(self, image: str) -> ErofsView | None:
+        """The tree of *image*, which was checked when it was installed; None: not on this node."""
+        if not _HEX.match(image):
+            return None
+        try:
+            with self.index_file(image).open("rb") as handle:
+                return ErofsView(_mapped(handle.fileno()))
+        except FileNotFoundError:
+            return None
 
     def manifest(self, image: str) -> Manifest:
         """The manifest of *image*, which must be installed."""
@@ -90,9 +122,9 @@ class NodeImages:
         """
         if not _is_index(layer):
             return None
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
         try:
-            found = _check(layer, temporary / "objects")
+            found = check_layer(layer, temporary / "objects")
             os.link(layer / INDEX_NAME, temporary / "index.erofs")
             os.link(layer / MANIFEST_NAME, temporary / "manifest")
             image = str(found["index"])
@@ -114,14 +146,14 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
+        gone = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
         with contextlib.suppress(FileNotFoundError):
             (self._folder / image).rename(gone / image)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
-        temporary = self._folder / f".tmp-{image}"
+        temporary = self._folder / f"{_TEMP}{image}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(image)
         temporary.rename(link)
@@ -136,7 +168,13 @@ def _is_index(layer: Path) -> bool:
     return {Path(entry.path) for entry in files} == {layer / INDEX_NAME, layer / MANIFEST_NAME}
 
 
-def _check(layer: Path, table: Path) -> dict[str, object]:
+def check_layer(layer: Path, table: Path) -> dict[str, object]:
+    """
+    Check the index in the unpacked *layer*, in a process that may die, and
+    write its object table to *table*; what `check.py` says of it.
+
+    Raises IndexDamaged, TimedOut.
+    """
     command = [sys.executable, "-m", "gear_plugin.layers.check", str(layer), str(table)]
     try:
         done = subprocess.run(

@@ -147,6 +147,7 @@ def damaged() -> dict[str, bytes]:
         "inode-compressed": inode(b"a", FORMAT, b"\x03"),
         "inode-of-unknown-format": inode(b"a", FORMAT, b"\x29"),
         "inode-a-socket": inode(b"a", MODE, struct.pack("<H", 0o140644)),
+        "inode-of-no-owner": inode(b"a", 24, b"\xff" * 4),
         "inode-reserved": inode(b"a", RESERVED + 15, b"\1"),
         "nanoseconds": inode(b"a", NANOSECONDS, struct.pack("<I", 10**9)),
         "links-of-a-file": inode(b"a", LINKS, b"\3"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -163,9 +164,9 @@ def test_pax_xattrs_are_bytes_and_empty_ones_are_dropped() -> None:
     assert scan(_extended(record))[0].xattrs == {b"security.capability": capability}
 
 
-def test_a_global_header_counts_until_a_local_one_overrides_it() -> None:
+def test_global_headers_are_passed_over_as_docker_does() -> None:
     """
-    POSIX pax: global records hold for all that follow, local ones for one member.
+    moby pkg/archive: "PAX Global Extended Headers found and ignored"; local ones count.
     """
     data = tar(
         info("a"),
@@ -174,7 +175,7 @@ def test_a_global_header_counts_until_a_local_one_overrides_it() -> None:
         format=tarfile.PAX_FORMAT,
         pax_headers={"mtime": "7", "comment": "x"},
     )
-    assert [member.mtime_ns for member in scan(data)] == [7 * 10**9, 5_250_000_000, 7 * 10**9]
+    assert [member.mtime_ns for member in scan(data)] == [0, 5_250_000_000, 0]
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,13 @@ def test_an_old_directory_is_known_by_its_slash() -> None:
     """
     Before ustar a directory was a file whose name ends in a slash.
     """
-    header = bytearray(tar(info("d", type=tarfile.AREGTYPE)))
+    header = bytearray(tar((info("d", type=tarfile.AREGTYPE), b"x" * 700), info("next")))
     header[1:2] = b"/"
-    assert scan(_resummed(header))[0].kind is Kind.DIR
+    found = scan(_resummed(header))
+    assert [(member.name, member.kind, member.size) for member in found] == [
+        (b"d", Kind.DIR, 0),
+        (b"next", Kind.FILE, 0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +256,66 @@ def test_malformed_pax_records_are_refused(records: bytes) -> None:
     """
     with pytest.raises(ArchiveMalformed, match="PAX"):
         scan(_extended(records))
+
+
+@pytest.mark.parametrize("text", [b"0000_17\0", b"   -17\0\0", b"+17\0", b"0o17\0", b"000\00018"])
+def test_numbers_are_octal_digits_and_nothing_else(text: bytes) -> None:
+    """
+    Python's `int` takes more; Go, with which docker reads, does not.
+    """
+    header = bytearray(tar(info("a")))
+    header[108:116] = text.ljust(8, b"\0")
+    if text == b"000\00018":
+        assert scan(_resummed(header))[0].uid == 0  # text ends at its first zero byte
+    else:
+        with pytest.raises(ArchiveMalformed, match="not a number"):
+            scan(_resummed(header))
+
+
+@pytest.mark.parametrize("field", [b"\xff" * 8, b"\x80\0\0\1\0\0\0\0"])
+def test_a_device_number_out_of_range_is_malformed(field: bytes) -> None:
+    """
+    Negative, or more than 32 bits: no index and no mknod could hold it.
+    """
+    header = bytearray(tar(info("d", type=tarfile.CHRTYPE)))
+    header[329:337] = field
+    with pytest.raises(ArchiveMalformed, match="device number out of range: b'd'"):
+        scan(_resummed(header))
+
+
+def test_messages_stay_short_whatever_a_name_holds() -> None:
+    """
+    A name may have a megabyte; the line for the user has not.
+    """
+    for records in (((b"path", b"n/" * 50_000 + b".."),), ((b"path", b"\xff" * 90_000 + b"\0"),)):
+        with pytest.raises(ArchiveMalformed) as caught:
+            scan(_extended(_pax(*records)))
+        assert len(str(caught.value)) < 600
+    link = tar(info("l", type=tarfile.SYMTYPE, linkname="t" * 4096))
+    with pytest.raises(ArchiveMalformed, match="longer than Linux allows"):
+        scan(link)
+
+
+def test_a_pax_key_holds_no_zero_byte() -> None:
+    """
+    An xattr of that name could be given to no file.
+    """
+    with pytest.raises(ArchiveMalformed, match="proper key"):
+        scan(_extended(_pax((b"SCHILY.xattr.user.a\0b", b"1"))))
+
+
+def test_global_headers_cannot_pile_up() -> None:
+    """
+    Each may bring a megabyte; none of it is kept.
+    """
+    records = _pax(*((b"comment.%d" % n, b"x" * 1000) for n in range(900)))
+    header = info("g", type=b"g", size=len(records)).tobuf() + records
+    data = (header + bytes(-len(records) % 512)) * 40 + tar(info("a"))
+    tracemalloc.start()
+    assert [member.name for member in scan(data)] == [b"a"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(records)
 
 
 def test_a_huge_extension_header_is_refused_unread() -> None:

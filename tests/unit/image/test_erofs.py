@@ -167,6 +167,7 @@ def test_a_file_costs_192_bytes_and_its_name() -> None:
         ({b"l": Inode(Kind.SYMLINK, 0o777, 0, 0, 0, target=b"t" * 4096)}, "symbolic link of 4096"),
         ({b"l": Inode(Kind.SYMLINK, 0o777, 0, 0, 0)}, "symbolic link of 0"),
         ({b"c": Inode(Kind.CHAR, 0, 0, 0, 0, major=0x1000)}, "no such device"),
+        ({b"p": Inode(Kind.FIFO, 0, 2**32 - 1, 0, 0)}, "has the owner"),
         ({b"f": Inode(Kind.FILE, 0, 0, 0, 0, size=2**43 + 1, digest=Digest.of(b""))}, "limit"),
         ({b"f": file(b"", xattrs={b"user." + b"x" * 256: b""})}, "too large"),
         ({b"f": file(b"", xattrs={b"user.x": bytes(65_536)})}, "too large"),

@@ -266,6 +266,15 @@ def test_only_xattrs_that_a_container_would_see_survive() -> None:
     assert list(link.xattrs) == left[:-1]
 
 
+def test_an_owner_that_chown_does_not_take_is_root() -> None:
+    """
+    To chown(2), 2**32 - 1 means "leave it"; docker's unpacked file stays root's.
+    """
+    none = 2**32 - 1
+    tree = _merged([member(b"f", uid=none, gid=none), member(b"d", DIR, uid=none, gid=none)])
+    assert {(node.uid, node.gid) for _, node in tree.walk()} == {(0, 0)}
+
+
 @pytest.mark.parametrize(
     ("mtime_ns", "seen"), [(-1, 0), (0, 0), (2**63 - 1, 2**63 - 1), (2**63, 0)]
 )
