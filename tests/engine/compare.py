@@ -98,9 +98,7 @@ def differences(theirs: Scan, ours: Scan) -> list[str]:
     return found + theirs.faults + ours.faults
 
 
-def _walk(
-    root: Path, skipped: set[bytes], faults: list[str]
-) -> Iterator[tuple[bytes, int, bytes]]:
+def _walk(root: Path, skipped: set[bytes], faults: list[str]) -> Iterator[tuple[bytes, int, bytes]]:
     """Every path, with its directory's descriptor (good until the next one) and its name in it."""
     top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     yield b".", top, b"."

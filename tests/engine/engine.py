@@ -8,6 +8,7 @@ its mounts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -29,14 +30,15 @@ class Engine:
     One dockerd under *workdir*; *env* is added to its environment and to the client's.
 
     The socket lies in a short folder of its own, as socket paths are limited
-    to 107 bytes.
+    to 107 bytes; another clone's engine of the same name has another one.
     """
 
     def __init__(self, name: str, workdir: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.workdir = workdir.resolve()
         self.data_root = self.workdir / "data"
-        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}"
+        own = hashlib.sha256(os.fsencode(self.workdir)).hexdigest()[:6]
+        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}-{own}"
         self.host = f"unix://{self._sockets}/docker.sock"
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None

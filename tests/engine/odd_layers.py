@@ -3,9 +3,9 @@ Layers that no program in a container could make, written byte by byte.
 
 Fractions of seconds, times far from now, ACLs, attributes, owners beyond
 octal, names in every form that tar has for them, paths of thousands of bytes,
-missing and late parents, links through links, whiteouts of all kinds.  `stack` puts them on an image; an engine applies them as it does
-any other.  Sources: as in `gear_plugin.image.archive`, which shares no code
-with this.
+missing and late parents, links through links, whiteouts of all kinds.  `stack`
+puts them on an image; an engine applies them as it does any other.  Sources:
+as in `gear_plugin.image.archive`, which shares no code with this.
 """
 
 from __future__ import annotations
@@ -121,8 +121,7 @@ def acl(*entries: tuple[int, int, int]) -> bytes:
 def xattr(**values: bytes) -> dict[bytes, bytes]:
     """PAX records of attributes; `__` in a name stands for a dot."""
     return {
-        b"SCHILY.xattr." + name.replace("__", ".").encode(): value
-        for name, value in values.items()
+        b"SCHILY.xattr." + name.replace("__", ".").encode(): value for name, value in values.items()
     }
 
 
@@ -182,7 +181,9 @@ def attributes() -> Iterator[bytes]:
     yield entry(here + b"odd", data=b"x", pax={b"SCHILY.xattr.user.\xff \n\xc3\xa9": b"odd name"})
     yield entry(here + b"capable", data=b"x", pax=xattr(security__capability=NAMESPACED))
     yield entry(here + b"capable-link", LINK, link=here + b"capable")
-    yield entry(here + b"unknown", data=b"x", pax={b"LIBARCHIVE.xattr.user.x": b"eA==", b"x.y": b"z"})
+    yield entry(
+        here + b"unknown", data=b"x", pax={b"LIBARCHIVE.xattr.user.x": b"eA==", b"x.y": b"z"}
+    )
     for uid in (2_097_152, 4_294_967_294):
         yield entry(here + b"base256-%d" % uid, uid=uid, gid=uid)
         yield entry(here + b"pax-%d" % uid, pax={b"uid": b"%d" % uid, b"gid": b"%d" % uid})
