@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.engine import images
-from tests.engine.compare import differences
+from tests.engine.compare import differences, scan
+from tests.engine.containers import DOCKERS_OWN, original, pull, running, tree
 from tests.engine.engine import Engine
 from tests.engine.registry import Registry
-from tests.engine.test_gear_images import DOCKERS_OWN, original, pull, running, tree
 from tests.engine.world import Gear, Node
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
@@ -45,7 +45,7 @@ def compare(first: Engine, one: str, second: Engine, other: str) -> list[str]:
     volumes = config(first, one)["Volumes"] or {}  # type: ignore[index]
     ignore = DOCKERS_OWN | {path.strip("/") for path in volumes}
     with running(first, one) as left, running(second, other) as right:
-        found = differences(tree(first, left), tree(second, right), ignore)
+        found = differences(scan(tree(first, left), ignore), scan(tree(second, right), ignore))
     # dockerd makes files in `etc` when a container starts.
     return [line for line in found if not line.startswith("b'etc': mtime_ns")]
 
