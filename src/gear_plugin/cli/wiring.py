@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
 from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable
-from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -137,17 +136,3 @@ def object_sources(
         *(FileSource(name, path) for name, path in folders),
         DirectoryStore(Path(config.store)),
     ]
-
-
-def index_layer(config: Config, name: ImageId, target: Path) -> None:
-    """
-    Put the `.gear` folder of a Gear image into *target*.
-
-    Raises ImageNotFound.
-    """
-    from gear_plugin.jobs import BuildFolder
-    from gear_plugin.layers.apply import unpack
-
-    folder = BuildFolder.of(config.root, name.original)
-    with folder.in_use(), folder.index_tar.open("rb") as tar:
-        unpack(target, tar.read, lowest=True)
