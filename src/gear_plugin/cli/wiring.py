@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,13 +143,20 @@ def object_sources(
 
 def index_layer(config: Config, name: ImageId, target: Path) -> None:
     """
-    Put the `.gear` folder of a Gear image into *target*.
+    Put the `.gear` folder of a Gear image into the empty folder *target*.
 
-    Raises ImageNotFound.
+    Raises what `locate_index` raises.
     """
-    from gear_plugin.jobs import BuildFolder
-    from gear_plugin.layers.apply import unpack
+    from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
+    from gear_plugin.jobs.locate import locate_index
 
-    folder = BuildFolder.of(config.root, name.original)
-    with folder.in_use(), folder.index_tar.open("rb") as tar:
-        unpack(target, tar.read, lowest=True)
+    # Beside *target*, so that files can be moved there.
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as scratch:
+        located = locate_index(name, index_sources(config, nodes(config)), Path(scratch))
+        (target / FOLDER).mkdir()
+        files = ((located.erofs, INDEX_NAME), (located.manifest_file, MANIFEST_NAME))
+        for source, place in files:
+            if Path(scratch) in source.parents:
+                source.rename(target / place)
+            else:
+                shutil.copyfile(source, target / place)
