@@ -21,13 +21,13 @@ from pathlib import Path
 from rich.console import Console
 from tests.engine import plugin
 from tests.engine.engine import EngineError
+from tests.engine.recipes import TASKS
 
 from bench import options, report, results, systems
 from bench.link import Link, Network, StoreShare
 from bench.rounds import Rounds, shuffled
 from bench.supply import Supply
 from bench.systems import System, Unsupported
-from bench.tasks import TASKS
 
 WORK = plugin.BUILD / "engines"
 RESULTS = plugin.BUILD / "bench" / "results.json"
@@ -73,10 +73,10 @@ class Bench:
             self._supply.start()
             for image in chosen.images:
                 say(f"{image}: image, gear build, pushes")
-                self._supply.make(image, chosen.runs)
+                self._supply.make(image, chosen.builds)
             if "many" in chosen.parts:
                 say("50,000 files: image, gear build, pushes")
-                self._supply.make_many(chosen.runs)
+                self._supply.make_many()
             say("the plugin")
             self._supply.make_plugin()
             self._supply.rest()

@@ -8,11 +8,14 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
+from tests.engine.recipes import TASKS
+
 from bench.link import Link
 from bench.systems import WAYS
-from bench.tasks import TASKS
 
 PARTS = ("cold", "warm", "tree", "many")
+IMAGES = tuple(name for name in TASKS if name != "torture")
+"""All that are made to be run, not to be compared."""
 DEFAULT_IMAGES = ("web", "nginx", "scipy")
 
 
@@ -25,13 +28,16 @@ class Options:
     links: tuple[Link, ...] = (Link("loopback"), Link("100mbit", 100))
     parts: tuple[str, ...] = PARTS
     runs: int = 3
+    builds: int = 2
     warm: int = 7
     walks: int = 9
     merge: bool = False
 
 
-QUICK = Options(images=("web",), links=(Link("100mbit", 100),), parts=("cold", "warm"), runs=1)
-FULL = Options(images=tuple(TASKS), runs=5, warm=15, walks=15)
+QUICK = Options(
+    images=("web",), links=(Link("100mbit", 100),), parts=("cold", "warm"), runs=1, builds=1
+)
+FULL = Options(images=IMAGES, runs=5, builds=3, warm=15, walks=15)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -40,13 +46,14 @@ def parse(argv: Sequence[str]) -> Options:
     preset = parser.add_mutually_exclusive_group()
     preset.add_argument("--quick", action="store_true", help="one image once, at 100 Mbit/s")
     preset.add_argument("--full", action="store_true", help="every image, more repetitions")
-    for name, known in (("images", tuple(TASKS)), ("ways", WAYS), ("parts", PARTS)):
+    for name, known in (("images", IMAGES), ("ways", WAYS), ("parts", PARTS)):
         shown = ",".join(known)
         parser.add_argument(f"--{name}", type=_words(known), metavar="A,B", help=f"of {shown}")
     links = "such as loopback,veth,100mbit"
     parser.add_argument("--links", type=_links, metavar="A,B", help=links)
     for name, text in (
-        ("runs", "cold repetitions, builds and loads"),
+        ("runs", "cold repetitions, and loads"),
+        ("builds", "builds of each image"),
         ("warm", "warm starts"),
         ("walks", "walks through the cached trees"),
     ):

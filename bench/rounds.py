@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.engine.engine import EngineError
+from tests.engine.recipes import Task
 from tests.engine.registry import Registry
 from tests.engine.world import Node
 
@@ -21,7 +22,6 @@ from bench.link import Link, Network, drop_caches
 from bench.results import Results
 from bench.supply import MANY, Supply
 from bench.systems import System
-from bench.tasks import Task
 
 _ORDER = random.Random()
 
@@ -109,7 +109,7 @@ class Rounds:
         for number in range(repetitions + 1):
             for system in shuffled(systems):
                 plugin_socket = Node(system.engine, system.share.folder).plugin_socket
-                took_s = apply_layer(plugin_socket, supply.index_tar(MANY))
+                took_s = apply_layer(plugin_socket, supply.many_index)
                 if number:
                     self._add("apply_s", MANY, system, took_s)
 

@@ -13,6 +13,7 @@ import json
 import random
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 from tests.engine import images, plugin
@@ -26,26 +27,26 @@ from bench.results import GEAR, OVERLAY2, Results
 MANY = "files50k"
 MANY_FILES = 50_000
 _FILES_A_FOLDER = 100
+_PORT = 5000
+_MEMORY = Path("/dev/shm")
 
 
 class Supply:
     """Registry, store and builder under *work*; figures of building go to *results*."""
 
     def __init__(self, work: Path, results: Results) -> None:
-        self._work = work
+        self._data = work / "bench-data"
         self._results = results
-        self.registry = Registry(work / "bench-registry", SERVER_ADDRESS, SERVER)
+        self.registry = Registry(work / "bench-registry", SERVER_ADDRESS, SERVER, _PORT)
         environ = self.registry.client_environ
         self._builder = Engine("bench-a", work / "bench-a", env=environ, netns=SERVER)
-        self.store = work / "bench-data" / "store"
-        self._gear = Gear(self._builder, work / "bench-data" / "root", self.store)
+        self.store = self._data / "store"
+        self._gear = Gear(self._builder, self._data / "root", self.store)
         self.plugin_ref = ""
 
     def start(self) -> None:
         """Start registry and builder."""
-        shutil.rmtree(self._gear.root, ignore_errors=True)
-        shutil.rmtree(self.store, ignore_errors=True)
-        self.store.parent.mkdir(parents=True, exist_ok=True)
+        self._data.mkdir(parents=True, exist_ok=True)
         self.registry.start()
         self._builder.start()
 
@@ -54,7 +55,7 @@ class Supply:
         self._builder.stop()
 
     def stop(self) -> None:
-        """Stop everything.  The builder keeps its images for the next time."""
+        """Stop everything; builder and store keep what they have for the next time."""
         self._builder.stop()
         self.registry.stop()
 
@@ -65,42 +66,68 @@ class Supply:
 
     def make(self, image: str, builds: int) -> None:
         """Have *image* and its Gear image in the registry; build it *builds* times."""
-        self._make(image, images.ensure(self._builder, image), builds)
-
-    def make_many(self, builds: int) -> None:
-        """The image of 50,000 files, which is there to be loaded."""
-        archive = self._work / "bench-data" / f"{MANY}.tar"
-        if not archive.exists():
-            write_many(archive)
-        local = f"bench/{MANY}:1"
-        self._builder.docker("import", str(archive), local)
-        self._make(MANY, local, builds)
-        for name in (MANY, f"{MANY}-gear"):
-            saved = str(self.saved(name))
-            self._builder.docker("save", "-o", saved, f"{self.registry.address}/{name}:1")
-
-    def saved(self, name: str) -> Path:
-        """The image of 50,000 files, or its Gear image, as `docker save` wrote it."""
-        return self._work / "bench-data" / f"saved-{name}.tar"
-
-    def index_tar(self, image: str) -> Path:
-        """The index layer that `gear build` left for *image*."""
-        return next((self._gear.root / "build").glob(f"*+{image}=1/build/index.tar"))
-
-    def _make(self, image: str, local: str, builds: int) -> None:
-        ref = f"{self.registry.address}/{image}:1"
-        gear_ref = f"{self.registry.address}/{image}-gear:1"
-        self._builder.docker("tag", local, ref)
+        ref = self._tag(image, images.ensure(self._builder, image))
         self._builder.docker("push", "-q", ref)
         for _ in range(builds):
             built = json.loads(self._gear("build", "--json", ref).stdout)
             rate = built["original_bytes"] / 1e6 / built["seconds"]
             self._results.add("build_mb_s", image, "-", GEAR, rate)
+        self._note_image(image, built)
         before = self.registry.stored_bytes()
-        self._gear("push", gear_ref)
-        index_bytes = self.registry.stored_bytes() - before
+        self._gear("push", self._gear_ref(image))
+        self._note_index(image, built, self.registry.stored_bytes() - before)
+
+    def make_many(self) -> None:
+        """
+        The image of 50,000 files and its Gear image, saved to be loaded.
+
+        Its files do not go to the store: no node opens any.
+        """
+        archive = self._data / f"{MANY}.tar"
+        if not archive.exists():
+            write_many(archive)
+        local = f"bench/{MANY}:1"
+        self._builder.docker("import", str(archive), local)
+        ref = self._tag(MANY, local)
+        # In memory: removing 50,000 files from a disk that discards takes minutes.
+        memory = str(_MEMORY) if _MEMORY.is_dir() else None
+        with tempfile.TemporaryDirectory(prefix="gear-bench-", dir=memory) as folder:
+            gear = Gear(self._builder, Path(folder), self.store)
+            built = json.loads(gear("build", "--json", ref).stdout)
+            (index_tar,) = Path(folder).glob("build/*/build/index.tar")
+            shutil.copy(index_tar, self.many_index)
+        self._note_image(MANY, built)
+        before = self.registry.stored_bytes()
+        self._builder.docker("push", "-q", self._gear_ref(MANY))
+        self._note_index(MANY, built, self.registry.stored_bytes() - before)
+        for name in (MANY, f"{MANY}-gear"):
+            saved = str(self.saved(name))
+            self._builder.docker("save", "-o", saved, f"{self.registry.address}/{name}:1")
+
+    @property
+    def many_index(self) -> Path:
+        """The index layer of the image of 50,000 files."""
+        return self._data / f"{MANY}-index.tar"
+
+    def saved(self, name: str) -> Path:
+        """The image of 50,000 files, or its Gear image, as `docker save` wrote it."""
+        return self._data / f"saved-{name}.tar"
+
+    def _gear_ref(self, image: str) -> str:
+        return f"{self.registry.address}/{image}-gear:1"
+
+    def _tag(self, image: str, local: str) -> str:
+        ref = f"{self.registry.address}/{image}:1"
+        self._builder.docker("tag", local, ref)
+        return ref
+
+    def _note_image(self, image: str, built: dict[str, int]) -> None:
         self._results.add("image_bytes", image, "-", OVERLAY2, built["original_bytes"])
-        self._results.add("index_bytes_per_file", image, "-", GEAR, index_bytes / built["files"])
+
+    def _note_index(self, image: str, built: dict[str, int], size_bytes: int) -> None:
+        """*size_bytes*: what the registry keeps of the Gear image, compressed."""
+        rate = size_bytes / built["files"]
+        self._results.add("index_bytes_per_file", image, "-", GEAR, rate)
 
 
 def write_many(target: Path, files: int = MANY_FILES) -> None:

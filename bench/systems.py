@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import get_args
 
 from tests.engine.engine import Engine, EngineError
+from tests.engine.recipes import Task
 from tests.engine.registry import Registry
 from tests.engine.world import Node, install
 
 from bench.link import Link, StoreShare
 from bench.results import OVERLAY2
-from bench.tasks import Task
 from gear_plugin.config import MountWay
 
 WAYS = ("direct", "nested", "fuse-tree")
@@ -92,9 +92,10 @@ class System:
 
     def run(self, ref: str, task: Task) -> None:
         """`docker run` of the task; raises EngineError if it did not do it."""
-        done = self.engine.docker(*task.run_words(ref))
-        if not task.is_done(done.stdout):
-            raise EngineError(f"{self.name}: {ref} printed {done.stdout!r}, not {task.prints!r}")
+        words = ("run", "--rm", "--network", "none", *task.run(ref))
+        done = self.engine.docker(*words)
+        if done.stdout.strip() != task.output:
+            raise EngineError(f"{self.name}: {ref} printed {done.stdout!r}, not {task.output!r}")
 
     def disk_bytes(self) -> int:
         """The disk that everything of this node occupies."""

@@ -3,9 +3,9 @@ Layers that no program in a container could make, written byte by byte.
 
 Fractions of seconds, times far from now, ACLs, attributes, owners beyond
 octal, names in every form that tar has for them, paths of thousands of bytes,
-missing and late parents, links through links, whiteouts of all kinds.  `stack` puts them on an image; an engine applies them as it does
-any other.  Sources: as in `gear_plugin.image.archive`, which shares no code
-with this.
+missing and late parents, links through links, whiteouts of all kinds.  `stack`
+puts them on an image; an engine applies them as it does any other.  Sources:
+as in `gear_plugin.image.archive`, which shares no code with this.
 """
 
 from __future__ import annotations

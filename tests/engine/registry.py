@@ -32,13 +32,17 @@ class Registry:
     """
     `docker-registry serve` under *workdir*, empty at each start.
 
-    It listens on *host*, an address of the network namespace *netns*.
+    It listens on *host*, an address of the network namespace *netns*, and on
+    *port*, or one that is free.
     """
 
-    def __init__(self, workdir: Path, host: str = "127.0.0.1", netns: str = "") -> None:
+    def __init__(
+        self, workdir: Path, host: str = "127.0.0.1", netns: str = "", port: int = 0
+    ) -> None:
         self._folder = workdir.resolve()
         self._host = host
         self._netns = netns
+        self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
         """`<host>:<port>`, once started."""
@@ -53,7 +57,7 @@ class Registry:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         self._certificates()
-        self.address = f"{self._host}:{_free_port()}"
+        self.address = f"{self._host}:{self._port or _free_port()}"
         config = self._folder / "config.yml"
         text = _CONFIG.format(
             storage=self._folder / "storage", address=self.address, folder=self._folder
