@@ -137,7 +137,7 @@ def _take_in(config: Config, name: ImageId) -> str:
             layer = folder / "layer"
             (layer / FOLDER).mkdir(parents=True)
             shutil.copyfile(located.erofs, layer / INDEX_NAME)
-            shutil.copyfile(located.erofs.with_name("manifest"), layer / MANIFEST_NAME)
+            shutil.copyfile(located.manifest_file, layer / MANIFEST_NAME)
             images.install(layer)
     return index
 

@@ -72,7 +72,7 @@ def inspect(located: Located, root: Path, nodes: Sequence[Path]) -> ImageReport:
         found_in=located.found_in,
         index=str(manifest.index_digest),
         index_bytes=located.erofs.stat().st_size,
-        manifest_bytes=located.manifest_bytes,
+        manifest_bytes=located.manifest_file.stat().st_size,
         files=totals.files,
         directories=totals.directories,
         others=totals.others,

@@ -75,7 +75,7 @@ class IndexSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class Located:
     """
-    A checked index; `objects` is the file of its object table.
+    A checked index as files, `objects` that of its object table.
 
     Its files may lie in the scratch folder, or be a node's own, which go when
     the image is removed there.
@@ -84,8 +84,8 @@ class Located:
     gear_image: ImageId
     erofs: Path
     objects: Path
+    manifest_file: Path
     manifest: Manifest
-    manifest_bytes: int
     found_in: str
     """The source's name."""
 
@@ -142,4 +142,5 @@ def _checked(gear_image: ImageId, source: IndexSource, folder: Path) -> Located:
         raise ImageNotFound(f"{source.name} no longer has {gear_image}") from error
     except OSError as error:
         raise SourceUnavailable(f"{source.name}: {error.strerror}: {error.filename}") from error
-    return Located(gear_image, found.erofs, objects, Manifest.decode(raw), len(raw), source.name)
+    manifest = Manifest.decode(raw)
+    return Located(gear_image, found.erofs, objects, found.manifest, manifest, source.name)
