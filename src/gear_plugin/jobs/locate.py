@@ -3,7 +3,7 @@ Finding a Gear image's index by the image's name, wherever it is.
 
 `locate_index` asks sources in their order and hands out files that were
 checked: those of a node were when they were installed, all others are by the
-checker process (`layers.check`) before anybody reads them.  What a source is
+checker process (`confined.check`) before anybody reads them.  What a source is
 and how it is asked: `index_sources`.
 """
 

@@ -1,5 +1,5 @@
 """
-Running the structure check (`check.py`) in a process that may die.
+Running the structure check (`confined.check`) in a process that may die.
 
 What a registry sent is not trusted, and the check reads all of it: the kernel
 bounds that process's memory and time, and whatever happens to it, the index is
@@ -29,7 +29,7 @@ class Checker:
     room for a million on a slow machine.
     """
 
-    command: tuple[str, ...] = (sys.executable, "-m", "gear_plugin.layers.check")
+    command: tuple[str, ...] = (sys.executable, "-m", "gear_plugin.confined.check")
     memory_bytes: int = 2 << 30
     cpu_s: int = 120
     wall_s: float = 240.0
@@ -38,7 +38,7 @@ class Checker:
 def check_layer(layer: Path, table: Path, checker: Checker | None = None) -> dict[str, Any]:
     """
     Check the index in the unpacked *layer* and write its object table to
-    *table*; what `check.py` says of it.
+    *table*; what `confined.check` says of it.
 
     Raises IndexDamaged, TimedOut, StorageFull.
     """

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
 from gear_plugin.layers import changes as diffs
@@ -29,7 +30,6 @@ from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
-from gear_plugin.layers.removal import remove_tree
 from gear_plugin.names import parse_layer_id
 from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, served_images, unmount
 
