@@ -24,6 +24,7 @@ from tests.engine.engine import EngineError
 from tests.engine.recipes import TASKS
 
 from bench import options, report, results, systems
+from bench.disk import Disk
 from bench.link import Link, Network, StoreShare
 from bench.rounds import Rounds, shuffled
 from bench.supply import Supply
@@ -60,14 +61,18 @@ class Bench:
         self.failures: list[str] = []
         """Tasks that were not done."""
         self._network = Network()
-        self._supply = Supply(WORK, self.results)
+        self._disk = Disk(WORK / "bench-disk")
+        self._supply = Supply(WORK, self._disk.folder, self.results)
 
     def run(self) -> None:
         """Start everything, measure, stop everything."""
         chosen = self._chosen
         with ExitStack() as stack:
+            systems.clean(self._disk.folder)
             stack.callback(self._network.stop)
             self._network.start()
+            stack.callback(self._disk.stop)
+            self._disk.start()
             stack.callback(self._supply.stop)
             say("starting registry and builder")
             self._supply.start()
@@ -95,7 +100,7 @@ class Bench:
             nodes = []
             for name in systems.names(self._chosen.ways):
                 say(f"{link.name}: starting {name}")
-                node = systems.make(name, link, share, self._supply.registry, WORK)
+                node = systems.make(name, link, share, self._supply.registry, self._disk.folder)
                 stack.callback(node.stop)
                 try:
                     node.start(self._supply.plugin_ref)

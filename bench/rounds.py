@@ -98,11 +98,11 @@ class Rounds:
         for _ in range(repetitions):
             for system in shuffled(systems):
                 system.make_cold()
+                drop_caches()
                 archive = supply.saved(f"{MANY}-gear" if system.way else MANY)
                 words = ("load", "-q", "-i", str(archive))
                 took_s = seconds(lambda system=system, words=words: system.engine.docker(*words))  # type: ignore[misc]
                 self._add("load_s", MANY, system, took_s)
-                system.make_cold()
 
     def applies(self, systems: Sequence[System], supply: Supply, repetitions: int) -> None:
         """ApplyDiff of the 50,000-file index on the plugin's own socket, without docker."""

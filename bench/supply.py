@@ -11,9 +11,7 @@ from __future__ import annotations
 import io
 import json
 import random
-import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 
 from tests.engine import images, plugin
@@ -28,20 +26,23 @@ MANY = "files50k"
 MANY_FILES = 50_000
 _FILES_A_FOLDER = 100
 _PORT = 5000
-_MEMORY = Path("/dev/shm")
 
 
 class Supply:
-    """Registry, store and builder under *work*; figures of building go to *results*."""
+    """
+    Registry, store and builder under *work*; `gear build` works on *disk*.
 
-    def __init__(self, work: Path, results: Results) -> None:
+    Figures of building go to *results*.
+    """
+
+    def __init__(self, work: Path, disk: Path, results: Results) -> None:
         self._data = work / "bench-data"
         self._results = results
         self.registry = Registry(work / "bench-registry", SERVER_ADDRESS, SERVER, _PORT)
         environ = self.registry.client_environ
         self._builder = Engine("bench-a", work / "bench-a", env=environ, netns=SERVER)
         self.store = self._data / "store"
-        self._gear = Gear(self._builder, self._data / "root", self.store)
+        self._gear = Gear(self._builder, disk / "build", self.store)
         self.plugin_ref = ""
 
     def start(self) -> None:
@@ -89,13 +90,7 @@ class Supply:
         local = f"bench/{MANY}:1"
         self._builder.docker("import", str(archive), local)
         ref = self._tag(MANY, local)
-        # In memory: removing 50,000 files from a disk that discards takes minutes.
-        memory = str(_MEMORY) if _MEMORY.is_dir() else None
-        with tempfile.TemporaryDirectory(prefix="gear-bench-", dir=memory) as folder:
-            gear = Gear(self._builder, Path(folder), self.store)
-            built = json.loads(gear("build", "--json", ref).stdout)
-            (index_tar,) = Path(folder).glob("build/*/build/index.tar")
-            shutil.copy(index_tar, self.many_index)
+        built = json.loads(self._gear("build", "--json", ref).stdout)
         self._note_image(MANY, built)
         before = self.registry.stored_bytes()
         self._builder.docker("push", "-q", self._gear_ref(MANY))
@@ -107,7 +102,7 @@ class Supply:
     @property
     def many_index(self) -> Path:
         """The index layer of the image of 50,000 files."""
-        return self._data / f"{MANY}-index.tar"
+        return next((self._gear.root / "build").glob(f"*+{MANY}=1/build/index.tar"))
 
     def saved(self, name: str) -> Path:
         """The image of 50,000 files, or its Gear image, as `docker save` wrote it."""

@@ -108,8 +108,18 @@ def _last_line(text: str) -> str:
     return next((line for line in text.splitlines()[::-1] if line.strip()), text)
 
 
-def make(name: str, link: Link, share: StoreShare, registry: Registry, work: Path) -> System:
+def make(name: str, link: Link, share: StoreShare, registry: Registry, disk: Path) -> System:
     """The system *name* on *link*, not started."""
-    folder = work / f"bench-{name}"
-    engine = Engine(folder.name, folder, env=registry.client_environ, netns=link.node_netns)
+    environ = registry.client_environ
+    engine = Engine(_engine(name), disk / name, env=environ, netns=link.node_netns)
     return System(name, engine, share)
+
+
+def clean(disk: Path) -> None:
+    """End the engines that a crashed predecessor left; before its disk goes, which names them."""
+    for name in names(WAYS):
+        Engine(_engine(name), disk / name).cleanup_predecessor()
+
+
+def _engine(name: str) -> str:
+    return f"bench-{name}"

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin.config import Config
 from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable
-from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -139,24 +136,3 @@ def object_sources(
         *(FileSource(name, path) for name, path in folders),
         DirectoryStore(Path(config.store)),
     ]
-
-
-def index_layer(config: Config, name: ImageId, target: Path) -> None:
-    """
-    Put the `.gear` folder of a Gear image into the empty folder *target*.
-
-    Raises what `locate_index` raises.
-    """
-    from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
-    from gear_plugin.jobs.locate import locate_index
-
-    # Beside *target*, so that files can be moved there.
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=target.parent) as scratch:
-        located = locate_index(name, index_sources(config, nodes(config)), Path(scratch))
-        (target / FOLDER).mkdir()
-        files = ((located.erofs, INDEX_NAME), (located.manifest_file, MANIFEST_NAME))
-        for source, place in files:
-            if Path(scratch) in source.parents:
-                source.rename(target / place)
-            else:
-                shutil.copyfile(source, target / place)
