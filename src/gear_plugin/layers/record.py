@@ -5,13 +5,14 @@ A layer's own folder, `containers/<id>/`, and the file in it that says what it i
                  folder gets its name, so a folder that exists is a layer
     upper/       what the layer adds; work/: overlayfs's own; merged/: the mount
     applying/    an ApplyDiff under way; a layer that has it at start is half made
+    replaced/    what an ApplyDiff has just replaced, on its way out
     committed    another layer stands on this one: mount it read-only from now on
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gear_plugin.errors import LayerNotFound
@@ -68,6 +69,11 @@ class LayerFolder:
         return self.path / "applying"
 
     @property
+    def replaced(self) -> Path:
+        """What `upper` was before ApplyDiff."""
+        return self.path / "replaced"
+
+    @property
     def committed(self) -> Path:
         """Exists once another layer stands on this one."""
         return self.path / "committed"
@@ -85,9 +91,3 @@ class LayerFolder:
         temporary = self.path / "layer.json.new"
         temporary.write_text(json.dumps(asdict(record)))
         temporary.rename(self.path / "layer.json")
-
-    def carry_index(self, index: str) -> Record:
-        """Note that this layer is the index layer of *index*."""
-        record = replace(self.read(), index=index)
-        self.write(record)
-        return record

@@ -11,30 +11,39 @@ same).
 Semantics are those of moby's archive.UnpackLayer in overlay form: an entry
 replaces what is there, but a directory over a directory only takes the
 metadata; `.wh.X` becomes a 0:0 character device, `.wh..wh..opq` an opaque
-directory; numeric owners; directory times are set last.  With --lowest (a
-layer without parent) whiteouts have nothing to hide and are left out.
-Attributes that overlayfs itself reads (`trusted.overlay.*`) are never taken
-from a tar: a redirect in a layer could point at another image's objects.
+directory; numeric owners; directory times are set last.  A whiteout hides
+what lower layers have and nothing of its own layer, whatever comes first
+(OCI image-spec, layer.md): a directory beside its own whiteout is opaque, and
+so is one that replaces something else of its own layer.
+With --lowest (a layer without parent) whiteouts have nothing to hide and are
+left out.  Attributes that overlayfs itself reads (`trusted.overlay.*`) are
+never taken from a tar: a redirect in a layer could point at another image's
+objects.  Those that the filesystem does not take are left out, as docker does.
+
+Nothing here recurses: a name may have 2,000 components, and symlinks in the
+tar can make trees far deeper than any name.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable
 
-from gear_plugin.errors import ArchiveMalformed, GearError, StorageFull
+from gear_plugin.durable import is_full
+from gear_plugin.errors import ArchiveMalformed, GearError, StorageFull, Unsupported
 from gear_plugin.image import Kind, Member, TarReader
-from gear_plugin.layers.whiteout import AUFS_META, OPAQUE, WHITEOUT
+from gear_plugin.layers.removal import remove_tree
+from gear_plugin.layers.whiteout import AUFS_META, OPAQUE, WHITEOUT, is_whiteout
 
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+_TARS_OWN = (b"trusted.", b"user.", b"system.posix_acl_")
 _CHUNK_BYTES = 1 << 20
-_FULL = (28, 122)
-"""ENOSPC, EDQUOT."""
+_NO_OWNER = 2**32 - 1
+_MAX_MAJOR, _MAX_MINOR = 0xFFF, 0xFFFFF
 
 
 class Unpacker:
@@ -43,8 +52,8 @@ class Unpacker:
     def __init__(self, reader: TarReader, *, lowest: bool) -> None:
         self._reader = reader
         self._lowest = lowest
-        self._directory_times: dict[bytes, int] = {}
-        self._hidden: dict[bytes, bytes] = {}
+        # The inode number tells whether that directory is still there at the end.
+        self._directory_times: dict[bytes, tuple[int, int]] = {}
         self.size_bytes = 0
         self.files = 0
         self._make: dict[Kind, Callable[[Member, bytes], None]] = {
@@ -58,35 +67,50 @@ class Unpacker:
         }
 
     def run(self) -> None:
-        """Unpack every member, then read the stream to its end."""
+        """Unpack every member, then read the stream to its end; raises GearError."""
         for member in self._reader:
-            self._unpack(member)
+            try:
+                self._unpack(member)
+            except OSError as error:
+                kind = StorageFull if is_full(error) else ArchiveMalformed
+                raise kind(f"unpacking {member.name[:100]!r}: {error.strerror}") from error
         self._reader.drain()
-        for path, mtime_ns in self._directory_times.items():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.utime(path, ns=(mtime_ns, mtime_ns))
+        for path, (inode, mtime_ns) in self._directory_times.items():
+            status = _status(path)
+            if status is not None and stat.S_ISDIR(status.st_mode) and status.st_ino == inode:
+                os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
 
     def _unpack(self, member: Member) -> None:
+        if not member.name and member.kind is not Kind.DIR:
+            raise ArchiveMalformed(f"the root of the layer is a {member.kind.value}")
         parent, _, base = member.name.rpartition(b"/")
         parent = b"/" + parent
-        if base.startswith(AUFS_META) and base != OPAQUE:
+        if WHITEOUT in member.name and self._means_nothing(parent, base):
             return
         _make_parents(parent)
         if base == OPAQUE:
-            if not self._lowest:
-                os.setxattr(parent, "trusted.overlay.opaque", b"y")
+            _make_opaque(parent)
         elif base.startswith(WHITEOUT):
             self._whiteout(parent.rstrip(b"/") + b"/" + base[len(WHITEOUT) :])
         else:
             self._make[member.kind](member, b"/" + member.name)
 
+    def _means_nothing(self, parent: bytes, base: bytes) -> bool:
+        """Whether this is one of aufs's own files, or a whiteout with nothing below to hide."""
+        if base.startswith(AUFS_META) and base != OPAQUE:
+            return True
+        if any(part.startswith(AUFS_META) for part in parent.split(b"/")):
+            return True
+        if base in (WHITEOUT, WHITEOUT + b".", WHITEOUT + b".."):
+            raise ArchiveMalformed(f"a whiteout that names no file: {base!r}")
+        return self._lowest and base.startswith(WHITEOUT)
+
     def _whiteout(self, path: bytes) -> None:
-        name = os.path.basename(path)
-        if name in (b"", b".", b".."):
-            raise ArchiveMalformed(f"a whiteout that names no file: {path!r}")
-        _remove(path)
-        if not self._lowest:
+        own = _status(path)
+        if own is None:
             os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+        elif stat.S_ISDIR(own.st_mode):
+            _make_opaque(path)
 
     def _file(self, member: Member, path: bytes) -> None:
         _remove(path)
@@ -97,14 +121,13 @@ class Unpacker:
             while left:
                 data = self._reader.read_data(min(left, _CHUNK_BYTES))
                 if not data:
-                    raise ArchiveMalformed(f"the tar ends inside {member.name!r}")
+                    raise ArchiveMalformed(f"the tar ends inside {member.name[:100]!r}")
                 left -= len(data)
                 view = memoryview(data)
                 while view:
                     view = view[os.write(handle, view) :]
-            os.fchown(handle, member.uid, member.gid)
-            for name, value in _kept(member):
-                os.setxattr(handle, name, value)
+            os.fchown(handle, *_owner(member))
+            _set_xattrs(handle, member)
             os.fchmod(handle, member.mode)
             os.utime(handle, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
         finally:
@@ -113,52 +136,98 @@ class Unpacker:
         self.files += 1
 
     def _directory(self, member: Member, path: bytes) -> None:
-        if not (os.path.isdir(path) and not os.path.islink(path)):
+        own = _status(path)
+        if own is None or not stat.S_ISDIR(own.st_mode):
             _remove(path)
             os.mkdir(path)
-        os.chown(path, member.uid, member.gid)
-        for name, value in _kept(member):
-            os.setxattr(path, name, value)
+            if own is not None and not self._lowest:
+                # What it replaces had hidden all that lower layers have here.
+                _make_opaque(path)
+        else:
+            _drop_xattrs(path)
+        os.chown(path, *_owner(member))
+        _set_xattrs(path, member)
         os.chmod(path, member.mode)
-        self._directory_times[path] = member.applied_mtime_ns
+        self._directory_times[path] = os.lstat(path).st_ino, member.applied_mtime_ns
 
     def _symlink(self, member: Member, path: bytes) -> None:
         _remove(path)
         os.symlink(member.link, path)
-        os.lchown(path, member.uid, member.gid)
-        for name, value in _kept(member):
-            os.setxattr(path, name, value, follow_symlinks=False)
+        os.lchown(path, *_owner(member))
+        _set_xattrs(path, member)
         os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns), follow_symlinks=False)
 
     def _hardlink(self, member: Member, path: bytes) -> None:
         target = b"/" + member.link.lstrip(b"/")
-        if target == path:
-            return
-        _remove(path)
-        try:
-            os.link(target, path, follow_symlinks=False)
-        except FileNotFoundError as error:
+        if target != path:
+            _remove(path)
+        own = _status(target)
+        if own is None or is_whiteout(own):
             raise ArchiveMalformed(
-                f"hard link {member.name!r} to {member.link!r}, which is not in this layer"
-            ) from error
+                f"hard link {member.name[:100]!r} to {member.link[:100]!r},"
+                " which is not in this layer"
+            )
+        if stat.S_ISDIR(own.st_mode):
+            raise ArchiveMalformed(f"hard link {member.name[:100]!r} to a directory")
+        if target != path:
+            os.link(target, path, follow_symlinks=False)
 
     def _device(self, member: Member, path: bytes) -> None:
+        if member.major > _MAX_MAJOR or member.minor > _MAX_MINOR:
+            raise Unsupported(f"no such device in Linux: {member.major}:{member.minor}")
         _remove(path)
+        if self._lowest and member.kind is Kind.CHAR and not (member.major or member.minor):
+            return  # overlayfs's own whiteout
         kind = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK}.get(member.kind, stat.S_IFIFO)
         os.mknod(path, kind | 0o600, os.makedev(member.major, member.minor))
-        os.chown(path, member.uid, member.gid)
-        for name, value in _kept(member):
-            os.setxattr(path, name, value)
+        os.chown(path, *_owner(member))
+        _set_xattrs(path, member)
         os.chmod(path, member.mode)
         os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
 
 
-def _kept(member: Member) -> list[tuple[bytes, bytes]]:
-    return [
-        (name, value)
-        for name, value in member.xattrs.items()
-        if not name.startswith(_OVERLAY_XATTRS)
-    ]
+def _owner(member: Member) -> tuple[int, int]:
+    """uid and gid; to chown(2) 2**32 - 1 means "leave it", which is root here."""
+    return (
+        0 if member.uid == _NO_OWNER else member.uid,
+        0 if member.gid == _NO_OWNER else member.gid,
+    )
+
+
+def _set_xattrs(target: bytes | int, member: Member) -> None:
+    """Give a file (its handle) or a path those of *member*'s xattrs that it can have."""
+    for name, value in member.xattrs.items():
+        if name.startswith(_OVERLAY_XATTRS):
+            continue
+        try:
+            os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
+        except OSError as error:
+            # moby pkg/archive createTarFile: a namespace that this filesystem
+            # does not know, or that this kind of file may not have.
+            if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                raise
+
+
+def _drop_xattrs(directory: bytes) -> None:
+    """Take away what an earlier entry of *directory* gave it; labels belong to the host."""
+    for name in os.listxattr(directory):
+        encoded = os.fsencode(name)
+        if encoded.startswith(_TARS_OWN) and not encoded.startswith(_OVERLAY_XATTRS):
+            os.removexattr(directory, name)
+
+
+def _make_opaque(directory: bytes) -> None:
+    os.setxattr(directory, "trusted.overlay.opaque", b"y")
+
+
+def _status(path: bytes) -> os.stat_result | None:
+    """What is at *path*, itself; None: nothing, or no way to it."""
+    try:
+        return os.lstat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def _remove(path: bytes) -> None:
@@ -167,12 +236,26 @@ def _remove(path: bytes) -> None:
     except FileNotFoundError:
         pass
     except IsADirectoryError:
-        shutil.rmtree(path)
+        remove_tree(path)
 
 
 def _make_parents(directory: bytes) -> None:
-    if not os.path.isdir(directory):
-        os.makedirs(directory, 0o755, exist_ok=True)
+    """Make *directory* and what it lacks above; links on the way are followed in this root."""
+    if os.path.isdir(directory):
+        return
+    end = 0
+    while end < len(directory):
+        end = directory.find(b"/", end + 1)
+        end = len(directory) if end < 0 else end
+        path = directory[:end]
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            own = _status(path)
+            if own is not None and is_whiteout(own):
+                os.unlink(path)
+                os.mkdir(path, 0o755)
+                _make_opaque(path)
 
 
 def main(argv: list[str]) -> int:
@@ -187,10 +270,6 @@ def main(argv: list[str]) -> int:
             unpacker.run()
         except GearError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
-        except OSError as error:
-            kind = StorageFull if error.errno in _FULL else ArchiveMalformed
-            where = os.fsdecode(error.filename) if error.filename else "the layer"
-            answer = {"error": kind.__name__, "message": f"{where}: {error.strerror}"}
         else:
             print(json.dumps({"size": unpacker.size_bytes, "files": unpacker.files}))
             return 0
