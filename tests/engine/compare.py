@@ -77,10 +77,11 @@ def scan(root: Path, ignore: Collection[str] = ()) -> Scan:
 
 def differences(theirs: Scan, ours: Scan) -> list[str]:
     """
-    Every difference between two trees, a line each; none: they are equal.
+    Every difference between two trees, and every fault of *ours*, a line each.
 
-    The count of hard links may differ where *theirs* counts names that are
-    not in the tree: overlayfs says what the lower layer had.
+    *theirs* may have faults: overlayfs lists whiteouts that hide nothing.  The
+    count of hard links may differ where *theirs* counts names that are not in
+    the tree: overlayfs says what the lower layer had.
     """
     found = [f"only in the first: {path!r}" for path in sorted(theirs.seen.keys() - ours.seen)]
     found += [f"only in the second: {path!r}" for path in sorted(ours.seen.keys() - theirs.seen)]
@@ -95,7 +96,7 @@ def differences(theirs: Scan, ours: Scan) -> list[str]:
                 found.append(f"{path!r}: {name} {before!r} != {after!r}")
     uneven = set(theirs.groups.values()) ^ set(ours.groups.values())
     found += [f"hard links: {sorted(group)!r}" for group in uneven]
-    return found + theirs.faults + ours.faults
+    return found + ours.faults
 
 
 def _walk(root: Path, skipped: set[bytes], faults: list[str]) -> Iterator[tuple[bytes, int, bytes]]:
