@@ -5,7 +5,8 @@ The Gear images of this node: `images/<index digest>/`.
     manifest      hard link to the layer's own file
     objects       derived from the two: every object with its size (ObjectTable)
 
-A folder appears by one rename, so one that exists is whole and was checked.
+A folder appears by one rename, after its files were fsynced: one that exists is
+whole and was checked, after a power failure too, when nobody checks again.
 `images/<name=tag>` is a symlink for people; nothing on a node is looked up by
 name, because dockerd never tells a graphdriver any.
 
@@ -22,6 +23,7 @@ import logging
 import mmap
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -30,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gear_plugin.digest import Digest
-from gear_plugin.durable import storage_full
+from gear_plugin.durable import storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged
 from gear_plugin.image import (
     FOLDER,
@@ -135,9 +137,11 @@ class NodeImages:
                     os.link(layer / INDEX_NAME, temporary / "index.erofs")
                     os.link(layer / MANIFEST_NAME, temporary / "manifest")
                     temporary.chmod(0o700)
+                    _sync_files(temporary)
                     # Another layer with this index may have been quicker.
                     with contextlib.suppress(FileExistsError):
                         _rename(temporary, self._folder / image)
+                    sync_directory(self._folder)
                 self._name(image, str(found["image"]))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -159,9 +163,9 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
+        gone = self._folder / (_TEMP + secrets.token_hex(8))
         with contextlib.suppress(FileNotFoundError):
-            (self._folder / image).rename(gone / image)
+            (self._folder / image).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _name(self, image: str, name: str) -> None:
@@ -196,6 +200,14 @@ def _is_index(layer: Path) -> bool:
             f"an index layer holds the files {INDEX_NAME} and {MANIFEST_NAME} and nothing else"
         )
     return True
+
+
+def _sync_files(folder: Path) -> None:
+    """Have the files of *folder*, and their names, on disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(folder)
 
 
 def _rename(folder: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ A layer's own folder, `containers/<id>/`, and the file in it that says what it i
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,12 +83,21 @@ class LayerFolder:
         """The layer's record; raises LayerNotFound."""
         try:
             fields = json.loads((self.path / "layer.json").read_text())
+            return Record(**{**fields, "parents": tuple(fields["parents"])})
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LayerNotFound(f"no layer {self.path.name}") from error
-        return Record(**{**fields, "parents": tuple(fields["parents"])})
+        except (ValueError, TypeError, KeyError) as error:
+            # Not fsynced for most layers: a power failure may have cut it off.
+            raise LayerNotFound(
+                f"layer {self.path.name} has a damaged record ({self.path}/layer.json)"
+            ) from error
 
-    def write(self, record: Record) -> None:
-        """Replace the record in one step."""
+    def write(self, record: Record, *, durable: bool = False) -> None:
+        """Replace the record in one step; *durable*: after a power failure, too."""
         temporary = self.path / "layer.json.new"
-        temporary.write_text(json.dumps(asdict(record)))
+        with temporary.open("w") as file:
+            file.write(json.dumps(asdict(record)))
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         temporary.rename(self.path / "layer.json")

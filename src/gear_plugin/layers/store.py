@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import tempfile
 import threading
 from collections import defaultdict
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Protocol
 
 from gear_plugin.confined.removal import remove_tree
-from gear_plugin.durable import storage_full
+from gear_plugin.durable import storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
+from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
@@ -123,21 +125,28 @@ class LayerStore:
         """Remove *layer*, unmounting it by force if it is still held; unknown: no error."""
         folder = self._layer(layer)
         with self._locked(layer):
-            with contextlib.suppress(LayerNotFound):
-                record = folder.read()
+            if folder.path.exists():
+                index = None
+                with contextlib.suppress(LayerNotFound):
+                    index = folder.read().index
                 if is_mount(folder.merged):
                     self._unmount(folder)
-                gone = Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder))
-                folder.path.rename(gone / "layer")
-                if record.index is not None:
-                    self._drop_image(record.index)
+                # A rename needs no inode and no block: it works on a full disk.
+                gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
+                folder.path.rename(gone)
+                if index is not None:
+                    self._drop_image(index)
                 remove_tree(gone)
             with self._guard:
                 self._held.pop(layer, None)
 
     def exists(self, layer: str) -> bool:
         """Whether there is such a layer."""
-        return (self._layer(layer).path / "layer.json").exists()
+        try:
+            self._layer(layer).read()
+        except LayerNotFound:
+            return False
+        return True
 
     # --- mounting ------------------------------------------------------------
 
@@ -205,6 +214,11 @@ class LayerStore:
                 self._carry(folder, replace(record, index=index))
                 folder.upper.rename(folder.replaced)
                 folder.applying.rename(folder.upper)
+                if index is not None:
+                    # docker syncs its own note of the layer; it must not be
+                    # all that a power failure leaves.
+                    for path in (folder.upper / FOLDER, folder.upper, folder.path):
+                        sync_directory(path)
             except BaseException:
                 self._undo_apply(folder, record, index)
                 raise
@@ -340,7 +354,7 @@ class LayerStore:
         """
         for _ in range(_ATTEMPTS):
             with self._carrying:
-                folder.write(record)
+                folder.write(record, durable=record.index is not None)
                 if record.index is None or self._images.objects(record.index) is not None:
                     return
             # The last other layer with this image left in the meantime.

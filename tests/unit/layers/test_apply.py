@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gear_plugin.digest import Digest
-from gear_plugin.errors import IndexDamaged, StorageFull
+from gear_plugin.errors import IndexDamaged, LayerNotFound, StorageFull
 from gear_plugin.layers import LayerStore, NodeImages
 from gear_plugin.layers.record import LayerFolder
 from gear_plugin.rootfs import View
@@ -194,3 +194,46 @@ def test_the_stream_is_read_to_its_end_when_the_disk_is_full(
     with pytest.raises(StorageFull, match="no room left in"):
         store.apply("layer", stream)
     assert stream(1) == b""
+
+
+def test_an_index_is_on_disk_before_its_layer_is(
+    store: LayerStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    After a power failure nothing checks an index again, so its bytes are
+    fsynced before they get their name.
+    """
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink().relative_to(root)))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store.create("layer", "", writable=False)
+    assert synced == []
+    store.apply("layer", reading(whole()))
+    monkeypatch.undo()
+    names = [Path(path).name for path in synced]
+    image = names.index("images")
+    assert {"index.erofs", "manifest", "objects"} <= set(names[:image])
+    assert names[image + 1 :] == ["layer.json.new", ".gear", "upper", "layer"]
+
+
+def test_a_damaged_record_is_a_layer_that_is_not_there(store: LayerStore, root: Path) -> None:
+    """
+    A power failure may cut off the record of a layer; the others go on.
+    """
+    store.create("torn", "", writable=False)
+    store.create("whole", "", writable=False)
+    for left in (b"", b"\0" * 100, b"{}", b"[]"):
+        (root / "containers/torn/layer.json").write_bytes(left)
+        with pytest.raises(LayerNotFound, match="damaged record"):
+            store.get("torn")
+        assert not store.exists("torn")
+    store.apply("whole", reading(whole()))
+    store.remove("whole")
+    assert images(root) == []
+    store.remove("torn")
+    assert layers(root) == []
