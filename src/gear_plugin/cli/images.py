@@ -13,15 +13,12 @@ import click
 from gear_plugin.cli import output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE, ORDINARY_IMAGE
 from gear_plugin.config import Config
-from gear_plugin.errors import GearError, TimedOut
+from gear_plugin.errors import GearError
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import ImageRecord
     from gear_plugin.jobs.listing import ListedImage
-
-_CATALOG_S = 20.0
-"""A little more than the catalog itself waits for others."""
 
 
 @click.command()
@@ -127,26 +124,11 @@ _TITLES = ("IMAGE", "INDEX", "OBJECTS", "SIZE", "BUILT", "WHERE", "CACHED")
 
 
 def _records(config: Config) -> tuple[list[ImageRecord], GearError | None]:
-    """The catalog's records; none, and why, when it does not answer in time."""
-    from gear_plugin.catalog import catalog_file
-    from gear_plugin.jobs.apart import call_apart
-
-    def ask() -> list[ImageRecord]:
-        file = catalog_file(config.catalog)
-        if file is not None and not file.exists():
-            return []  # opening it would make it
-        with closing(wiring.catalog(config)) as catalog:
-            return catalog.list_images()
-
-    outcome = call_apart(ask, timeout_s=_CATALOG_S)
-    if isinstance(outcome.error, GearError):
-        return [], outcome.error
-    if outcome.error is not None:
-        raise outcome.error
-    if outcome.trouble:
-        return [], TimedOut(f"catalog {config.catalog}: {outcome.trouble}")
-    records: list[ImageRecord] = outcome.values[0]
-    return records, None
+    """The catalog's records; none, and why, when it does not answer."""
+    try:
+        return wiring.ask_catalog(config, lambda catalog: catalog.list_images()) or [], None
+    except GearError as error:
+        return [], error
 
 
 def _row(image: ListedImage) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,11 @@ import click
 from gear_plugin.cli import output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
+from gear_plugin.errors import GearError, ImageNotFound
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
+    from gear_plugin.catalog import ImageRecord
     from gear_plugin.jobs.inspect import ImageReport
 
 PLACES = ("node", "build", "engine", "registry")
@@ -58,14 +61,27 @@ def inspect(config: Config, image: str, files: bool, place: str | None, as_json:
         if files:
             listing.show(located.tree(), as_json=as_json)
             return
-        report = job(located, config.root, [node.root for node in places])
+        record, failure = _record(config, name)
+        report = job(located, config.root, [node.root for node in places], record)
+    if failure is not None:
+        print(f"gear: not known whether it was pushed: {failure}", file=sys.stderr)
     if as_json:
         output.print_json(asdict(report))
     else:
-        _print(report)
+        _print(report, pushed="unknown" if failure else _same(report, report.pushed))
 
 
-def _print(report: ImageReport) -> None:
+def _record(config: Config, name: ImageId) -> tuple[ImageRecord | None, GearError | None]:
+    """What the catalog says of it; nothing, and why, when it does not answer."""
+    try:
+        return wiring.ask_catalog(config, lambda found: found.get_image(name.original)), None
+    except ImageNotFound:
+        return None, None
+    except GearError as error:
+        return None, error
+
+
+def _print(report: ImageReport, pushed: str) -> None:
     """One fact a line, and the configuration as it is."""
     large = sum(one.size_bytes for one in report.large_objects)
     facts = [
@@ -79,7 +95,8 @@ def _print(report: ImageReport) -> None:
         ("Large objects", f"{len(report.large_objects)}, {output.size(large)}"),
         ("Start profile", f"{len(report.profile)} objects" if report.profile else "not known yet"),
         ("Cached here", _cached(report)),
-        ("Built here", _built(report)),
+        ("Built here", _same(report, report.built)),
+        ("Pushed", pushed),
     ]
     print(report.gear_image)
     for name, value in facts:
@@ -99,7 +116,8 @@ def _cached(report: ImageReport) -> str:
     )
 
 
-def _built(report: ImageReport) -> str:
-    if report.built is None:
+def _same(report: ImageReport, index: str | None) -> str:
+    """Whether another place has this index."""
+    if index is None:
         return "no"
-    return "yes" if report.built == report.index else f"yes, but another index: {report.built}"
+    return "yes" if index == report.index else f"yes, but another index: {index}"

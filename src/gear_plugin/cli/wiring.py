@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gear_plugin.config import Config
-from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable
+from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable, TimedOut
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from gear_plugin.jobs.locate import IndexSource, Located
     from gear_plugin.jobs.nodes import NodePlace
 
+_T = TypeVar("_T")
+
+_CATALOG_MARGIN_S = 5.0
+"""The catalog has a limit of its own; this is for what it does not see coming."""
 _QUICK_S = 3
 """An engine that is asked on the way to something else gets no longer."""
 
@@ -64,6 +68,33 @@ def catalog(config: Config) -> Catalog:
     except OSError as error:
         raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
     return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
+
+
+def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
+    """
+    The answer of *question* about the catalog, in bounded time whatever hangs;
+    None: there is no catalog, and asking has not made one.
+
+    The question is asked in another process.  Raises what it or the catalog
+    raises, and TimedOut.
+    """
+    from gear_plugin.catalog import catalog_file
+    from gear_plugin.jobs.apart import call_apart
+
+    def ask() -> _T | None:
+        file = catalog_file(config.catalog)
+        if file is not None and not file.exists():
+            return None
+        with contextlib.closing(catalog(config)) as opened:
+            return question(opened)
+
+    outcome = call_apart(ask, timeout_s=config.catalog_timeout_s + _CATALOG_MARGIN_S)
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.trouble:
+        raise TimedOut(f"catalog {config.catalog}: {outcome.trouble}")
+    answer: _T | None = outcome.values[0]
+    return answer
 
 
 @contextlib.contextmanager

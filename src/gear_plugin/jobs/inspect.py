@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gear_plugin.catalog import ImageRecord
 from gear_plugin.errors import GearError
 from gear_plugin.image import ObjectTable
 from gear_plugin.jobs.folder import BuildFolder
@@ -53,13 +54,20 @@ class ImageReport:
     cached_bytes: int | None
     built: str | None
     """The index in this machine's build folder; None: not built here."""
+    pushed: str | None
+    """The index in the catalog; None: it has none, or could not be asked."""
     config: Mapping[str, Any]
     """The original's whole configuration object (OCI image-spec, config.md)."""
 
 
-def inspect(located: Located, root: Path, nodes: Sequence[Path]) -> ImageReport:
+def inspect(
+    located: Located, root: Path, nodes: Sequence[Path], record: ImageRecord | None
+) -> ImageReport:
     """
-    Describe *located*; *root* holds builds, *nodes* are the main folders of nodes here.
+    Describe *located*.
+
+    *root* holds builds, *nodes* are the main folders of nodes here, *record*
+    is what the catalog says of the image.
     """
     manifest, totals = located.manifest, located.manifest.totals
     table = ObjectTable(located.objects.read_bytes())
@@ -86,6 +94,7 @@ def inspect(located: Located, root: Path, nodes: Sequence[Path]) -> ImageReport:
         cached_objects=here.objects if here else None,
         cached_bytes=here.size_bytes if here else None,
         built=_built(located, root),
+        pushed=str(record.index) if record else None,
         config=manifest.config,
     )
 

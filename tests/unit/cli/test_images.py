@@ -13,7 +13,7 @@ import pytest
 
 from gear_plugin import cli
 from gear_plugin import log as logs
-from gear_plugin.cli import images, wiring
+from gear_plugin.cli import wiring
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
 from gear_plugin.errors import SourceUnavailable
@@ -218,7 +218,8 @@ def test_a_catalog_that_hangs_is_given_up(gear: Gear, monkeypatch: pytest.Monkey
         time.sleep(600)
 
     monkeypatch.setattr(wiring, "catalog", hang)
-    monkeypatch.setattr(images, "_CATALOG_S", 0.5)
+    monkeypatch.setenv("GEAR_CATALOG_TIMEOUT_S", "0.5")
+    monkeypatch.setattr(wiring, "_CATALOG_MARGIN_S", 0)
     (gear.folder / "catalog.sqlite").touch()
     gear("images", code=7)
     assert "no answer within 0.5 s" in gear.stderr

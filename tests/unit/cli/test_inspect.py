@@ -50,7 +50,7 @@ def test_inspect_tells_everything(built: Gear) -> None:
     assert facts["Files"].strip() == "3 files, 1 directories, 0 other"
     assert facts["Objects"].strip() == "2, 2 kB"
     assert facts["Cached here"].strip() == "1 of 2 objects, 5 B (0 %)"
-    assert facts["Built here"].strip() == "yes"
+    assert (facts["Built here"].strip(), facts["Pushed"].strip()) == ("yes", "no")
     assert json.loads(facts["Env"]) == CONFIG["config"]["Env"]
     assert json.loads(facts["User"]) == "1000:1000"
 
@@ -63,7 +63,9 @@ def test_inspect_json(built: Gear) -> None:
     assert (found["gear_image"], found["image"]) == ("app-gear:1", "app:1")
     assert (found["files"], found["objects"], found["object_bytes"]) == (3, 2, 2005)
     assert (found["cached_objects"], found["large_objects"], found["profile"]) == (None, [], [])
-    assert found["built"] == found["index"]
+    assert (found["built"], found["pushed"]) == (found["index"], None)
+    built("push", "app-gear:1")
+    assert json.loads(built("inspect", "app-gear:1", "--json"))["pushed"] == found["index"]
     assert {
         **found["config"],
         "rootfs": None,
@@ -93,6 +95,15 @@ def test_another_index_in_the_build_folder_shows(built: Gear) -> None:
     built.engine.images["app:1"] = saved_by_20("app:1", [tar(file("a", b"newer"))])
     built("build", "app:1")
     assert "yes, but another index: sha256:" in built("inspect", "app-gear:1")
+
+
+def test_without_the_catalog_the_rest_is_told(built: Gear) -> None:
+    """
+    On stderr why, and "unknown" instead of a guess.
+    """
+    (built.folder / "catalog.sqlite").write_bytes(b"no catalog" * 1000)
+    assert "Pushed:         unknown" in built("inspect", "app-gear:1")
+    assert built.stderr.startswith("gear: not known whether it was pushed: ")
 
 
 def test_files_are_listed_as_ls_does(gear: Gear) -> None:  # noqa: F811
