@@ -15,7 +15,7 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import daemons, images
+from gear_plugin.cli import daemons, departure, images
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -98,7 +98,7 @@ def exit_code(error: GearError) -> int:
 
 
 def main() -> None:
-    """The console entry point."""
+    """Run the command, and exit as EXIT_CODES says."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -112,3 +112,14 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(BUG)
+
+
+def entry() -> None:
+    """
+    The console entry point.
+
+    A push to a share that hangs must end all the same (`departure`).
+    """
+    if "push" in sys.argv:
+        departure.run(main, interrupted=INTERRUPTED)
+    main()
