@@ -15,7 +15,17 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import completion, daemons, doctor, fs, images, inspect, restore, teaching
+from gear_plugin.cli import (
+    completion,
+    daemons,
+    departure,
+    doctor,
+    fs,
+    images,
+    inspect,
+    restore,
+    teaching,
+)
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -121,7 +131,7 @@ def exit_code(error: GearError) -> int:
 
 
 def main() -> None:
-    """The console entry point."""
+    """Run the command, and exit as EXIT_CODES says."""
     try:
         cli.main(prog_name=completion.PROGRAM, standalone_mode=False)
     except click.ClickException as error:
@@ -135,3 +145,14 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(BUG)
+
+
+def entry() -> None:
+    """
+    The console entry point.
+
+    A push to a share that hangs must end all the same (`departure`).
+    """
+    if "push" in sys.argv:
+        departure.run(main, interrupted=INTERRUPTED)
+    main()

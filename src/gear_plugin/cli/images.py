@@ -73,20 +73,31 @@ def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
     from gear_plugin import jobs
 
     name = ImageId.parse(image)
-    store = wiring.store(config, create=create_store)
-    with (
-        closing(wiring.engine(config)) as engine,
-        closing(wiring.catalog(config)) as catalog,
-        output.progress() as progress,
-    ):
-        result = jobs.push(name, engine, store, catalog, config.root, progress)
+    with closing(wiring.engine(config)) as engine, output.progress() as progress:
+        stall_s = config.push_stall_s
+        # A share may hang at the first look already.
+        store = jobs.Watch(f"store {config.store}", stall_s, progress).call(
+            lambda: wiring.store(config, create=create_store)
+        )
+        catalog = jobs.Watch("the catalog", stall_s, progress).call(lambda: wiring.catalog(config))
+        with closing(catalog):
+            result = jobs.push(
+                name,
+                engine,
+                store,
+                catalog,
+                config.root,
+                progress,
+                stall_s=stall_s,
+            )
     if as_json:
         output.print_json(asdict(result))
         return
     print(
-        f"{result.gear_image}: {result.new_objects} of {result.objects} objects were new "
-        f"({output.size(result.sent_bytes)} stored, {output.size(result.saved_bytes)} "
-        f"there already), {result.seconds:.1f} s"
+        f"{result.gear_image}: {result.new_objects} of {result.objects} objects were new: "
+        f"{output.size(result.new_bytes)}, stored in {output.size(result.new_stored_bytes)}; "
+        f"not sent again: {output.size(result.saved_bytes)}, "
+        f"{output.size(result.saved_stored_bytes)} in the store; {result.seconds:.1f} s"
     )
 
 

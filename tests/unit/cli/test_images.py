@@ -100,7 +100,7 @@ def test_json_is_all_that_is_on_stdout(gear: Gear) -> None:
     built = json.loads(gear("build", "--json", "app:1"))
     assert (built["files"], built["objects"], built["object_bytes"]) == (3, 2, 2005)
     pushed = json.loads(gear("push", "--json", "app-gear:1"))
-    assert (pushed["new_objects"], pushed["sent_bytes"], pushed["saved_bytes"]) == (2, 2005, 0)
+    assert (pushed["new_objects"], pushed["new_bytes"], pushed["saved_bytes"]) == (2, 2005, 0)
     (listed,) = json.loads(gear("images", "--json"))
     assert listed["gear_image"] == "app-gear:1"
     assert listed["index"] == f"sha256:{built['index']}"
@@ -125,8 +125,14 @@ def test_pushing_again_sends_nothing(gear: Gear) -> None:
     The line says how much was saved.
     """
     gear("build", "app:1")
-    assert "2 of 2 objects were new (2 kB stored, 0 B there already)" in gear("push", "app-gear:1")
-    assert "0 of 2 objects were new (0 B stored, 2 kB there already)" in gear("push", "app-gear:1")
+    assert gear("push", "app-gear:1").startswith(
+        "app-gear:1: 2 of 2 objects were new: 2 kB, stored in 2 kB; "
+        "not sent again: 0 B, 0 B in the store; "
+    )
+    assert gear("push", "app-gear:1").startswith(
+        "app-gear:1: 0 of 2 objects were new: 0 B, stored in 0 B; "
+        "not sent again: 2 kB, 2 kB in the store; "
+    )
     assert gear.engine.pushed == ["app-gear:1", "app-gear:1"]
 
 
