@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine check plugin bench bench-full clean
+.PHONY: demo test test-engine check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -19,6 +19,14 @@ check: build/.ready               ## seconds: lint, types, imports, unit and con
 
 test-engine: build/.ready         ## real dockerd, real plugin, real registry
 	$(PY) -m pytest tests/engine --timeout 900
+
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= manifest erofs layer unpack kernel
+fuzz: build/.ready                ## FUZZ_SECONDS for each parser; atheris guides it where it installs
+	$(VENV)/bin/pip install -q -e '.[fuzz]' || echo "no atheris here: unguided"
+	set -e; for target in $(FUZZ_TARGETS); do \
+	    nice -n 19 $(PY) -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS); \
+	done
 
 plugin: build/.ready              ## plugin/rootfs, ready for `docker plugin create gear/graphdriver plugin`
 	$(PY) -m tests.engine.plugin

@@ -83,6 +83,9 @@ class Config(BaseModel):
     fetch_timeout_s: Seconds = 60.0
     """One object's fetch may take this long altogether before EIO, seconds."""
 
+    push_stall_s: Seconds = 120.0
+    """`gear push` gives up a store or catalog that does nothing for this long, seconds."""
+
     watchdog_s: Seconds = 10.0
     """A FUSE daemon that does not answer statfs for this long is killed, seconds."""
 

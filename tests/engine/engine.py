@@ -8,6 +8,7 @@ its mounts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -31,7 +32,8 @@ class Engine:
     One dockerd under *workdir*; *env* is added to its environment and to the client's.
 
     The socket lies in a short folder of its own, as socket paths are limited
-    to 107 bytes.  With *netns*, dockerd's traffic is that network namespace's.
+    to 107 bytes; another clone's engine of the same name has another one.
+    With *netns*, dockerd's traffic is that network namespace's.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class Engine:
         self._netns = netns
         self.workdir = workdir.resolve()
         self.data_root = self.workdir / "data"
-        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}"
+        own = hashlib.sha256(os.fsencode(self.workdir)).hexdigest()[:6]
+        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}-{own}"
         self.exec_root = self._sockets / "exec"
         self.host = f"unix://{self._sockets}/docker.sock"
         self._env = dict(env or {})

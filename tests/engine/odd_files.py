@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 ODD = b"/odd/"
-MANY = 20_000
+MANY = int(os.environ.get("MANY", "20000"))
 LINKS = 1_000
 DEPTH = 1_000
 LARGE = 17 * 2**20 + 4321
@@ -46,6 +46,9 @@ def make() -> None:
     large()
     folders()
     things_to_change()
+    write(ODD + b"implied/lower", b"a layer above names no directory on its way here\n")
+    os.chmod(ODD + b"implied", 0o1777)
+    os.chown(ODD + b"implied", 5, 6)
     write(b"/.gear/notes", b"an image's own .gear\n")
     write(b"/.gear/index", b"not an index\n")
 

@@ -3,9 +3,9 @@ Layers that no program in a container could make, written byte by byte.
 
 Fractions of seconds, times far from now, ACLs, attributes, owners beyond
 octal, names in every form that tar has for them, paths of thousands of bytes,
-missing and late parents, links through links, whiteouts of all kinds.  `stack` puts them on an image; an engine applies them as it does
-any other.  Sources: as in `gear_plugin.image.archive`, which shares no code
-with this.
+missing and late parents, links through links, whiteouts of all kinds.  `stack`
+puts them on an image; an engine applies them as it does any other.  Sources:
+as in `gear_plugin.image.archive`, which shares no code with this.
 """
 
 from __future__ import annotations
@@ -228,6 +228,7 @@ def order() -> Iterator[bytes]:
     here = ODD + b"order/"
     yield folder(here)
     yield entry(here + b"missing/parents/file", data=b"x")
+    yield entry(b"odd/implied/upper", data=b"x")
     yield entry(here + b"late/file", data=b"x")
     yield folder(here + b"late", mode=0o711, uid=5, mtime=T + 5)
     yield folder(here + b"real")
@@ -289,6 +290,15 @@ def upper() -> Iterator[bytes]:
     yield folder(b"usr/share/pixmaps")
     yield entry(b"usr/share/pixmaps/.wh..wh..opq")
 
+
+UNTIMED = {
+    *("odd", "odd/tar", "odd/implied", "usr", "usr/share"),
+    *("odd/tar/names/pax-deep", "odd/tar/names/gnu-deep"),
+    *("odd/tar/order/missing", "odd/tar/order/missing/parents", "odd/tar/order/marked"),
+    *("odd/tar/hide", "odd/tar/hide/below-link", "odd/tar/hide/opaque-late"),
+    *("odd/tar/hide/opaque/b", "odd/tar/hide/nested", "odd/tar/hide/nested/in"),
+}
+"""Directories that a layer does not name: docker gives them the time when it unpacks them."""
 
 LAYERS: dict[str, Callable[[], Iterator[bytes]]] = {"odd-lower": lower, "odd-upper": upper}
 

@@ -69,8 +69,8 @@ class Node:
 
     def cached(self) -> set[str]:
         """The digests (hex) in the node's public cache."""
-        public = self.inner_root / "public"
-        return {path.parent.name + path.name for path in public.glob("*/*")}
+        walked = os.walk(self.inner_root / "public")
+        return {Path(folder).name + name for folder, _, names in walked for name in names}
 
     def cached_bytes(self) -> int:
         """The bytes of the objects in the node's public cache."""
@@ -106,9 +106,9 @@ class Node:
         if images:
             self.engine.docker("rmi", "-f", *sorted(set(images)))
         for layer in ("public", "private"):
-            for path in (self.inner_root / layer).rglob("*"):
-                if path.is_file():
-                    path.unlink()
+            for folder, _, names in os.walk(self.inner_root / layer):
+                for name in names:
+                    Path(folder, name).unlink(missing_ok=True)
 
 
 def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
@@ -117,7 +117,7 @@ def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
     engine.docker(*words, f"store_dir.source={store}", *settings)
 
 
-def wait_until(condition: Any, *, timeout_s: float = 20.0, what: str = "it") -> None:
+def wait_until(condition: Any, *, timeout_s: float = 60.0, what: str = "it") -> None:
     """Poll *condition* until it is true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gear_plugin.catalog.base import Catalog, ImageRecord
 from gear_plugin.catalog.memory import MemoryCatalog
+from gear_plugin.catalog.place import catalog_file
 from gear_plugin.catalog.sqlite import SqliteCatalog
 from gear_plugin.errors import BadConfig
 
@@ -39,4 +40,11 @@ def open_catalog(url: str, *, timeout_s: float = 15.0) -> Catalog:
     return SqliteCatalog(Path("/" + path), timeout_s=timeout_s)
 
 
-__all__ = ["Catalog", "ImageRecord", "MemoryCatalog", "SqliteCatalog", "open_catalog"]
+__all__ = [
+    "Catalog",
+    "ImageRecord",
+    "MemoryCatalog",
+    "SqliteCatalog",
+    "catalog_file",
+    "open_catalog",
+]

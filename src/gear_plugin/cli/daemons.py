@@ -44,8 +44,12 @@ def graphdriver(config: Config, socket: Path) -> None:
     """
     Run the storage driver in the foreground.
 
-    Then: dockerd --experimental --storage-driver gear.  Everything a node needs
-    is started with it: the lazy FUSE layer and the client that fills the cache.
+    Everything a node needs is started with it: the lazy FUSE layer and the
+    client that fills the cache.  The managed plugin does this by itself.
+
+    \b
+        gear --store /mnt/store graphdriver
+        dockerd --experimental --storage-driver gear
     """
     logs.setup(config.log_level, "supervisor")
     commands = {
@@ -68,7 +72,14 @@ def graphdriver(config: Config, socket: Path) -> None:
 @click.command()
 @click.pass_obj
 def client(config: Config) -> None:
-    """Run the node's client in the foreground: it fetches, verifies and caches objects."""
+    """
+    Run a node's client in the foreground: it fetches, verifies and caches files.
+
+    `gear graphdriver` and `gear fs` start one when none answers.
+
+    \b
+        gear --store /mnt/store client
+    """
     logs.setup(config.log_level, "client")
     _die_with_parent()
     server = node.local_server(config)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,9 +24,11 @@ import click
 
 from gear_plugin import log as logs
 from gear_plugin.cli import node, output, wiring
+from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadInput, DaemonUnavailable, GearError, MountFailed
+from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
 from gear_plugin.layers import NodeImages
 from gear_plugin.names import ImageId
 from gear_plugin.rootfs import OneImage, detach_dead_tree, is_mount, mount_name
@@ -40,7 +43,7 @@ _POLL_S = 0.5
 
 
 @click.command("fs")
-@click.argument("image", metavar="IMAGE-gear[:TAG]")
+@click.argument("image", metavar="IMAGE-gear[:TAG]", type=GEAR_IMAGE)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and unmount at Ctrl-C.")
 @click.option("--prefetch", is_flag=True, help="Fetch every file in the background.")
@@ -123,13 +126,20 @@ def _mount_point(directory: Path) -> Path:
 
 def _take_in(config: Config, name: ImageId) -> str:
     """The digest of the image's index, which is on this node afterwards, checked."""
+    from gear_plugin.jobs.locate import locate_index
+
     images = NodeImages(config.root)
-    with images.scratch() as layer:
-        wiring.index_layer(config, name, layer)
-        found = images.install(layer)
-    if found is None:
-        raise BadInput(f"{name} is no Gear image; `gear build` makes one")
-    return found
+    sources = wiring.index_sources(config, wiring.nodes(config))
+    with images.scratch() as folder:
+        located = locate_index(name, sources, folder)
+        index = located.manifest.index_digest.hex
+        if images.objects(index) is None:
+            layer = folder / "layer"
+            (layer / FOLDER).mkdir(parents=True)
+            shutil.copyfile(located.erofs, layer / INDEX_NAME)
+            shutil.copyfile(located.manifest_file, layer / MANIFEST_NAME)
+            images.install(layer)
+    return index
 
 
 def _start(config: Config, image: str, point: Path, *, prefetch: bool) -> None:

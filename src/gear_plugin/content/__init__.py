@@ -7,7 +7,7 @@ writer of the caches; every other process asks it through `LocalClient`.
 """
 
 from gear_plugin.content.ask import LocalClient
-from gear_plugin.content.base import CHUNK_BYTES, ObjectSource, ObjectStore
+from gear_plugin.content.base import CHUNK_BYTES, ObjectSource, ObjectStore, Put
 from gear_plugin.content.cache import Cache, Usage
 from gear_plugin.content.complete import Completer
 from gear_plugin.content.directory import DirectoryStore
@@ -27,6 +27,7 @@ __all__ = [
     "MemoryStore",
     "ObjectSource",
     "ObjectStore",
+    "Put",
     "SourceCounts",
     "Usage",
 ]

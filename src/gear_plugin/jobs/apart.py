@@ -20,6 +20,7 @@ import signal
 import struct
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -78,7 +79,10 @@ class _Child:
         self._received = b""
         self._is_whole = False
         self.pipe, writer = os.pipe()
-        self._pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads that exist, whatever they hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
         if self._pid == 0:
             _be_child(function, writer)
         os.close(writer)

@@ -73,7 +73,8 @@ def ask_engine(host: str | None, environ: Mapping[str, str], *, timeout_s: int) 
     """
     Ask the engine at *host* (None: docker's default); *environ* as in DockerEngine.
 
-    Raises EngineUnavailable, with the reason, after about *timeout_s*.
+    Raises EngineUnavailable, with the system's own error as its cause if there
+    is one, after about *timeout_s* for each of a few questions.
     """
     host = host or DEFAULT_HOST
     try:
@@ -86,7 +87,11 @@ def ask_engine(host: str | None, environ: Mapping[str, str], *, timeout_s: int) 
         *(APIError, DockerException),
         *(requests.RequestException, urllib3.exceptions.HTTPError, KeyError),
     ) as error:
-        raise EngineUnavailable(f"no Docker engine answers at {host}: {_reason(error)}") from error
+        cause = _system_error(error)
+        reason = cause.strerror if cause else " ".join(str(error).split())
+        raise EngineUnavailable(f"no Docker engine answers at {host}: {reason}") from (
+            cause or error
+        )
     ours = sorted(filter(None, map(_plugin, plugins)), key=lambda plugin: not plugin.is_enabled)
     return EngineFacts(
         host=host,
@@ -106,18 +111,18 @@ def _client(settings: Mapping[str, Any], timeout_s: int, version: str) -> docker
     return docker.APIClient(**settings, timeout=timeout_s, version=version)
 
 
-def _reason(error: BaseException) -> str:
-    """The system's own words if they are somewhere in what the libraries wrapped around them."""
+def _system_error(error: BaseException) -> OSError | None:
+    """The system's own error if it is somewhere in what the libraries wrapped around it."""
     todo: list[object] = [error]
     while todo:
         found = todo.pop()
         if isinstance(found, OSError) and found.strerror:
-            return found.strerror
+            return found
         if isinstance(found, BaseException):
             todo += [found.__context__, getattr(found, "reason", None), *found.args]
         elif isinstance(found, tuple | list):
             todo += found
-    return " ".join(str(error).split())
+    return None
 
 
 def _plugin(found: dict[str, Any]) -> PluginFacts | None:

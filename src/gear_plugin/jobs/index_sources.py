@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 from gear_plugin.durable import storage_full
 from gear_plugin.errors import (
     BadConfig,
+    EngineUnavailable,
     ImageNotFound,
     IndexDamaged,
     SourceUnavailable,
@@ -108,6 +109,15 @@ class EngineSource:
         self._connect = connect
 
     def find(self, gear_image: ImageId, scratch: Path) -> IndexFiles:
+        try:
+            return self._find(gear_image, scratch)
+        except EngineUnavailable as error:
+            # Where there is no engine at all, there are no images in one.
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise ImageNotFound(str(error)) from error
+            raise
+
+    def _find(self, gear_image: ImageId, scratch: Path) -> IndexFiles:
         with self._connect() as engine:
             found = engine.inspect(gear_image)
             layers = (found.get("RootFS") or {}).get("Layers") or []

@@ -3,13 +3,14 @@ Finding a Gear image's index by the image's name, wherever it is.
 
 `locate_index` asks sources in their order and hands out files that were
 checked: those of a node were when they were installed, all others are by the
-checker process (`layers.check`) before anybody reads them.  What a source is
+checker process (`confined.check`) before anybody reads them.  What a source is
 and how it is asked: `index_sources`.
 """
 
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from gear_plugin.errors import (
     Unavailable,
     Unsupported,
 )
-from gear_plugin.image import INDEX_NAME, MANIFEST_NAME, Manifest
+from gear_plugin.image import INDEX_NAME, MANIFEST_NAME, Manifest, Tree, read_erofs
 from gear_plugin.layers import check_layer
 from gear_plugin.names import ImageId
 
@@ -74,7 +75,7 @@ class IndexSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class Located:
     """
-    A checked index; `objects` is the file of its object table.
+    A checked index as files, `objects` that of its object table.
 
     Its files may lie in the scratch folder, or be a node's own, which go when
     the image is removed there.
@@ -83,10 +84,18 @@ class Located:
     gear_image: ImageId
     erofs: Path
     objects: Path
+    manifest_file: Path
     manifest: Manifest
-    manifest_bytes: int
     found_in: str
     """The source's name."""
+
+    def tree(self) -> Tree:
+        """All of the image's inodes; raises IndexDamaged."""
+        with (
+            self.erofs.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as erofs,
+        ):
+            return read_erofs(erofs)
 
 
 def locate_index(gear_image: ImageId, sources: Sequence[IndexSource], scratch: Path) -> Located:
@@ -133,4 +142,5 @@ def _checked(gear_image: ImageId, source: IndexSource, folder: Path) -> Located:
         raise ImageNotFound(f"{source.name} no longer has {gear_image}") from error
     except OSError as error:
         raise SourceUnavailable(f"{source.name}: {error.strerror}: {error.filename}") from error
-    return Located(gear_image, found.erofs, objects, Manifest.decode(raw), len(raw), source.name)
+    manifest = Manifest.decode(raw)
+    return Located(gear_image, found.erofs, objects, found.manifest, manifest, source.name)

@@ -9,7 +9,6 @@ number of files (about 1 KB each), not with their size.
 
 from __future__ import annotations
 
-import mmap
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import BinaryIO
 from gear_plugin.content import ObjectSource
 from gear_plugin.durable import storage_full, write_once
 from gear_plugin.errors import BadConfig, BadInput, BadName, Conflict, ImageNotFound
-from gear_plugin.image import Tree, read_erofs, write_tree
+from gear_plugin.image import Tree, write_tree
 from gear_plugin.jobs.ahead import ReadAhead
 from gear_plugin.jobs.engine import Engine
 from gear_plugin.jobs.image_archive import ImageArchive
@@ -101,7 +100,7 @@ def restore(
     begun = time.monotonic()
     if name.is_gear:
         raise BadName(f"{name} would be an ordinary image with a Gear image's name; choose another")
-    tree = _read_tree(located)
+    tree = located.tree()
     # Whatever cannot be put into a layer is found here, before anything is written.
     layer_bytes = sum(
         len(piece) if isinstance(piece, bytes) else piece.size for piece in write_tree(tree)
@@ -166,14 +165,6 @@ def _copy(objects: ReadAhead, archive: ImageArchive) -> None:
             archive.back_to(mark)
         else:
             archive.write(chunk)
-
-
-def _read_tree(located: Located) -> Tree:
-    with (
-        located.erofs.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as erofs,
-    ):
-        return read_erofs(erofs)
 
 
 def _to_file(path: Path, maker: _Maker) -> tuple[str, str]:

@@ -4,7 +4,8 @@ read back as one.
 """
 
 from gear_plugin.layers.changes import Change, ChangeKind
-from gear_plugin.layers.images import NodeImages, check_layer
+from gear_plugin.layers.checker import check_layer
+from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.installed import (
     Cached,
     InstalledImage,

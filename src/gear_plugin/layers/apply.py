@@ -1,5 +1,5 @@
 """
-Feeding a tar stream to the unpacking process (`untar.py`).
+Feeding a tar stream to the unpacking process (`confined.untar`).
 
 This side only moves bytes: it reads the stream to its end whatever happens to
 the child, because dockerd hashes exactly what is read and takes an answer
@@ -9,7 +9,6 @@ before the end for success.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gear_plugin import wire
-from gear_plugin.errors import ArchiveMalformed
+from gear_plugin.errors import ArchiveMalformed, Unavailable
+from gear_plugin.layers import helper
 
 ReadChunk = Callable[[int], bytes]
 """Up to n bytes of the stream; empty at its end.  Raises if it was cut off."""
@@ -33,9 +33,10 @@ def unpack(directory: Path, read: ReadChunk, *, lowest: bool) -> int:
     Unpack the tar that *read* gives into the empty *directory*.
 
     Returns the bytes of its regular files.  Raises ArchiveMalformed,
-    StorageFull, Unsupported, and whatever *read* raises.
+    StorageFull, Unsupported, Unavailable (the process was killed), and
+    whatever *read* raises.
     """
-    command = [sys.executable, "-m", "gear_plugin.layers.untar", str(directory)]
+    command = [sys.executable, "-m", "gear_plugin.confined.untar", str(directory)]
     child = subprocess.Popen(
         command + (["--lowest"] if lowest else []),
         stdin=subprocess.PIPE,
@@ -56,12 +57,22 @@ def unpack(directory: Path, read: ReadChunk, *, lowest: bool) -> int:
         child.stdin.close()
         status = child.wait()
         child.stdout.close()
-    if not said:
-        raise ArchiveMalformed(f"unpacking the layer ended with status {status}")
-    result = json.loads(said)
+    result = helper.answer(said)
+    if result is None and status < 0:
+        raise Unavailable(f"the process that unpacks the layer {helper.ending(status)}; try again")
+    if result is None:
+        raise ArchiveMalformed(
+            f"unpacking the layer {helper.ending(status)}; the log has its last words"
+        )
     if "error" in result:
         wire.raise_failure({"ok": False, **result})
     return int(result["size"])
+
+
+def drain(read: ReadChunk) -> None:
+    """Read the stream to its end."""
+    while read(_CHUNK_BYTES):
+        pass
 
 
 class _Answer:

@@ -5,7 +5,8 @@ The Gear images of this node: `images/<index digest>/`.
     manifest      hard link to the layer's own file
     objects       derived from the two: every object with its size (ObjectTable)
 
-A folder appears by one rename, so one that exists is whole and was checked.
+A folder appears by one rename, after its files were fsynced: one that exists is
+whole and was checked, after a power failure too, when nobody checks again.
 `images/<name=tag>` is a symlink for people; nothing on a node is looked up by
 name, because dockerd never tells a graphdriver any.
 
@@ -17,23 +18,22 @@ Thread-safe.
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import logging
 import mmap
 import os
 import re
-import resource
+import secrets
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gear_plugin import wire
-from gear_plugin.errors import IndexDamaged, TimedOut
+from gear_plugin.digest import Digest
+from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.errors import IndexDamaged
 from gear_plugin.image import (
     FOLDER,
     INDEX_NAME,
@@ -42,6 +42,7 @@ from gear_plugin.image import (
     Manifest,
     ObjectTable,
 )
+from gear_plugin.layers.checker import Checker, check_layer
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
@@ -49,17 +50,15 @@ log = logging.getLogger(__name__)
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _TEMP = ".tmp-"
 _STALE_S = 3600.0
-"""No install takes that long: its check alone is given up after 2 minutes."""
-_CHECK_TIMEOUT_S = 120
-_CHECK_MEMORY_BYTES = 2 << 30
-"""A check of 100,000 files needs about 200 MiB; this leaves room for a million."""
+"""No install takes that long: its check alone is given up after 4 minutes."""
 
 
 class NodeImages:
-    """The folder `images/` under *root*."""
+    """The folder `images/` under *root*; *checker* runs the structure check."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, checker: Checker | None = None) -> None:
         self._folder = root / "images"
+        self._checker = checker or Checker()
         self._lock = threading.Lock()
         self._tables: dict[str, ObjectTable] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +109,11 @@ class NodeImages:
                 self._tables[image] = table
             return table
 
+    def object_size(self, image: Digest, digest: Digest) -> int | None:
+        """The object's size in bytes by *image*'s index; None: no such image, or not in it."""
+        table = self.objects(image.hex)
+        return None if table is None else table.size(digest)
+
     def __iter__(self) -> Iterator[str]:
         return (entry.name for entry in sorted(self._folder.iterdir()) if _HEX.match(entry.name))
 
@@ -118,26 +122,39 @@ class NodeImages:
         Take in the index that the unpacked directory *layer* holds, and
         return its digest; None if *layer* is an ordinary one.
 
-        Raises IndexDamaged: it says that it is an index and is not a sound one.
+        Raises IndexDamaged: it says that it is an index and is not a sound
+        one; TimedOut, StorageFull.  Then nothing of it is left here.
         """
         if not _is_index(layer):
             return None
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
-        try:
-            found = check_layer(layer, temporary / "objects")
-            os.link(layer / INDEX_NAME, temporary / "index.erofs")
-            os.link(layer / MANIFEST_NAME, temporary / "manifest")
-            image = str(found["index"])
-            with contextlib.suppress(FileExistsError, OSError):
-                temporary.chmod(0o700)
-                temporary.rename(self._folder / image)
-            if not (self._folder / image / "objects").exists():
-                raise IndexDamaged(f"the index {image[:12]} could not be installed")
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._name(image, str(found["image"]))
+        with storage_full(self._folder / "any"):
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
+            try:
+                found = check_layer(layer, temporary / "objects", self._checker)
+                image = str(found["index"])
+                if self.objects(image) is None:
+                    self.remove(image)
+                    os.link(layer / INDEX_NAME, temporary / "index.erofs")
+                    os.link(layer / MANIFEST_NAME, temporary / "manifest")
+                    temporary.chmod(0o700)
+                    _sync_files(temporary)
+                    # Another layer with this index may have been quicker.
+                    with contextlib.suppress(FileExistsError):
+                        _rename(temporary, self._folder / image)
+                    sync_directory(self._folder)
+                self._name(image, str(found["image"]))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         log.info("image %s is index %s", found["image"], image[:12])
         return image
+
+    def installed_from(self, layer: Path) -> str | None:
+        """The image whose index is the very file that the unpacked directory *layer* holds."""
+        for image in self:
+            with contextlib.suppress(OSError):
+                if self.index_file(image).samefile(layer / INDEX_NAME):
+                    return image
+        return None
 
     def remove(self, image: str) -> None:
         """Forget *image*; nothing may be mounted from it.  Unknown: no error."""
@@ -146,58 +163,61 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
+        gone = self._folder / (_TEMP + secrets.token_hex(8))
         with contextlib.suppress(FileNotFoundError):
-            (self._folder / image).rename(gone / image)
+            (self._folder / image).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
         temporary = self._folder / f"{_TEMP}{image}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(image)
-        temporary.rename(link)
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(image)
+            temporary.rename(link)
+        except OSError as error:
+            log.warning("no link %s for people: %s", link, error.strerror)
 
 
 def _is_index(layer: Path) -> bool:
-    """Whether the layer holds exactly what an index layer holds; symlinks do not count."""
+    """
+    Whether the layer says that it is an index: it holds `.gear/index.erofs` alone at its top.
+
+    A file or symlink `.gear` says nothing, nor does a `.gear/` among other
+    things, as in an image made by `docker export` from a Gear container:
+    these are ordinary layers.  Raises IndexDamaged for an index with more or
+    less than its two files.
+    """
     folder = layer / FOLDER
     if list(layer.iterdir()) != [folder] or folder.is_symlink() or not folder.is_dir():
         return False
-    files = [entry for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)]
-    return {Path(entry.path) for entry in files} == {layer / INDEX_NAME, layer / MANIFEST_NAME}
-
-
-def check_layer(layer: Path, table: Path) -> dict[str, object]:
-    """
-    Check the index in the unpacked *layer*, in a process that may die, and
-    write its object table to *table*; what `check.py` says of it.
-
-    Raises IndexDamaged, TimedOut.
-    """
-    command = [sys.executable, "-m", "gear_plugin.layers.check", str(layer), str(table)]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=_CHECK_TIMEOUT_S,
-            check=False,
+    entries = {f"{FOLDER}/{entry.name}": entry for entry in os.scandir(folder)}
+    if INDEX_NAME not in entries:
+        return False
+    plain = all(entry.is_file(follow_symlinks=False) for entry in entries.values())
+    if not plain or set(entries) != {INDEX_NAME, MANIFEST_NAME}:
+        raise IndexDamaged(
+            f"an index layer holds the files {INDEX_NAME} and {MANIFEST_NAME} and nothing else"
         )
-    except subprocess.TimeoutExpired as error:
-        raise TimedOut(f"checking the index took more than {_CHECK_TIMEOUT_S} s") from error
-    if not done.stdout:
-        raise IndexDamaged(f"the index made its checker end with status {done.returncode}")
-    answer: dict[str, object] = json.loads(done.stdout)
-    wire.raise_failure(answer)
-    return answer
+    return True
 
 
-def limit_resources() -> None:
-    """Bound this process's memory and time; for the checker, before it reads anything."""
-    resource.setrlimit(resource.RLIMIT_AS, (_CHECK_MEMORY_BYTES, _CHECK_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CHECK_TIMEOUT_S, _CHECK_TIMEOUT_S))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _sync_files(folder: Path) -> None:
+    """Have the files of *folder*, and their names, on disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(folder)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    """Rename a folder; FileExistsError when *target* is there and not empty."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 def _mapped(handle: int) -> memoryview:

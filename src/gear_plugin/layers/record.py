@@ -5,13 +5,15 @@ A layer's own folder, `containers/<id>/`, and the file in it that says what it i
                  folder gets its name, so a folder that exists is a layer
     upper/       what the layer adds; work/: overlayfs's own; merged/: the mount
     applying/    an ApplyDiff under way; a layer that has it at start is half made
+    replaced/    what an ApplyDiff has just replaced, on its way out
     committed    another layer stands on this one: mount it read-only from now on
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gear_plugin.errors import LayerNotFound
@@ -68,6 +70,11 @@ class LayerFolder:
         return self.path / "applying"
 
     @property
+    def replaced(self) -> Path:
+        """What `upper` was before ApplyDiff."""
+        return self.path / "replaced"
+
+    @property
     def committed(self) -> Path:
         """Exists once another layer stands on this one."""
         return self.path / "committed"
@@ -76,18 +83,21 @@ class LayerFolder:
         """The layer's record; raises LayerNotFound."""
         try:
             fields = json.loads((self.path / "layer.json").read_text())
+            return Record(**{**fields, "parents": tuple(fields["parents"])})
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LayerNotFound(f"no layer {self.path.name}") from error
-        return Record(**{**fields, "parents": tuple(fields["parents"])})
+        except (ValueError, TypeError, KeyError) as error:
+            # Not fsynced for most layers: a power failure may have cut it off.
+            raise LayerNotFound(
+                f"layer {self.path.name} has a damaged record ({self.path}/layer.json)"
+            ) from error
 
-    def write(self, record: Record) -> None:
-        """Replace the record in one step."""
+    def write(self, record: Record, *, durable: bool = False) -> None:
+        """Replace the record in one step; *durable*: after a power failure, too."""
         temporary = self.path / "layer.json.new"
-        temporary.write_text(json.dumps(asdict(record)))
+        with temporary.open("w") as file:
+            file.write(json.dumps(asdict(record)))
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         temporary.rename(self.path / "layer.json")
-
-    def carry_index(self, index: str) -> Record:
-        """Note that this layer is the index layer of *index*."""
-        record = replace(self.read(), index=index)
-        self.write(record)
-        return record

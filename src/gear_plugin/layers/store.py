@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
+import secrets
 import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from gear_plugin.errors import LayerExists, LayerNotFound, MountFailed, Unavailable
+from gear_plugin.confined.removal import remove_tree
+from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
+from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
-from gear_plugin.layers.apply import ReadChunk, unpack
+from gear_plugin.layers.apply import ReadChunk, drain, unpack
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
 from gear_plugin.names import parse_layer_id
@@ -36,6 +38,7 @@ from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, serve
 log = logging.getLogger(__name__)
 
 _HALF_MADE = ".tmp-"
+_ATTEMPTS = 3
 
 
 class ImageViews(Protocol):
@@ -79,6 +82,9 @@ class LayerStore:
         self._views = views
         self._forget_image = forget_image
         self._guard = threading.Lock()
+        # Held while a layer notes the image it carries, and while an image
+        # that no layer has noted is dropped.
+        self._carrying = threading.Lock()
         self._held: dict[str, _Held] = defaultdict(lambda: _Held(threading.RLock()))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
@@ -90,47 +96,57 @@ class LayerStore:
         """
         Make an empty layer on *parent* (empty: none).
 
-        Raises LayerNotFound (the parent), LayerExists, BadName.
+        Raises LayerNotFound (the parent), LayerExists, BadName, StorageFull.
         """
         folder = self._layer(layer)
         parents: tuple[str, ...] = ()
-        if parent:
-            below = self._layer(parent)
-            parents = (parent, *below.read().parents)
-            below.committed.touch()
-        if folder.path.exists():
-            raise LayerExists(f"layer {layer} exists already")
-        made = LayerFolder(Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder)))
-        made.path.chmod(0o710)
-        for path in (made.upper, made.work, made.merged):
-            path.mkdir()
-            path.chmod(0o755)
-        made.write(Record(layer, parents, writable))
-        try:
-            made.path.rename(folder.path)
-        except OSError as error:
-            shutil.rmtree(made.path)
-            raise LayerExists(f"layer {layer} exists already") from error
+        with storage_full(folder.path):
+            if parent:
+                below = self._layer(parent)
+                parents = (parent, *below.read().parents)
+                below.committed.touch()
+            if folder.path.exists():
+                raise LayerExists(f"layer {layer} exists already")
+            made = LayerFolder(Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder)))
+            try:
+                made.path.chmod(0o710)
+                for path in (made.upper, made.work, made.merged):
+                    path.mkdir()
+                    path.chmod(0o755)
+                made.write(Record(layer, parents, writable))
+                made.path.rename(folder.path)
+            except OSError as error:
+                remove_tree(made.path)
+                if folder.path.exists():
+                    raise LayerExists(f"layer {layer} exists already") from error
+                raise
 
     def remove(self, layer: str) -> None:
         """Remove *layer*, unmounting it by force if it is still held; unknown: no error."""
         folder = self._layer(layer)
         with self._locked(layer):
-            with contextlib.suppress(LayerNotFound):
-                record = folder.read()
+            if folder.path.exists():
+                index = None
+                with contextlib.suppress(LayerNotFound):
+                    index = folder.read().index
                 if is_mount(folder.merged):
                     self._unmount(folder)
-                gone = Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder))
-                folder.path.rename(gone / "layer")
-                if record.index is not None:
-                    self._drop_image(record.index)
-                shutil.rmtree(gone)
+                # A rename needs no inode and no block: it works on a full disk.
+                gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
+                folder.path.rename(gone)
+                if index is not None:
+                    self._drop_image(index)
+                remove_tree(gone)
             with self._guard:
                 self._held.pop(layer, None)
 
     def exists(self, layer: str) -> bool:
         """Whether there is such a layer."""
-        return (self._layer(layer).path / "layer.json").exists()
+        try:
+            self._layer(layer).read()
+        except LayerNotFound:
+            return False
+        return True
 
     # --- mounting ------------------------------------------------------------
 
@@ -175,25 +191,40 @@ class LayerStore:
         Unpack the tar that *read* gives into *layer*, replacing what it held.
 
         The stream is read to its end.  Returns the bytes of its regular
-        files.  Raises ArchiveMalformed, IndexDamaged, StorageFull; the layer
-        is then as it was.
+        files.  Raises ArchiveMalformed, IndexDamaged, StorageFull, TimedOut,
+        Unavailable; the layer is then as it was, and no image is left of it.
         """
         folder = self._layer(layer)
-        with self._locked(layer):
+        with self._locked(layer), storage_full(folder.applying):
             record = folder.read()
-            shutil.rmtree(folder.applying, ignore_errors=True)
-            folder.applying.mkdir()
-            folder.applying.chmod(0o755)
+            for left in (folder.applying, folder.replaced):
+                if left.exists():
+                    remove_tree(left)
+            try:
+                folder.applying.mkdir()
+                folder.applying.chmod(0o755)
+            except OSError:
+                drain(read)
+                raise
+            index = None
             try:
                 size = unpack(folder.applying, read, lowest=not record.parents)
-                index = None if record.parents else self._images.install(folder.applying)
-                shutil.rmtree(folder.upper)
+                if not record.parents:
+                    index = self._images.install(folder.applying)
+                self._carry(folder, replace(record, index=index))
+                folder.upper.rename(folder.replaced)
                 folder.applying.rename(folder.upper)
+                if index is not None:
+                    # docker syncs its own note of the layer; it must not be
+                    # all that a power failure leaves.
+                    for path in (folder.upper / FOLDER, folder.upper, folder.path):
+                        sync_directory(path)
             except BaseException:
-                shutil.rmtree(folder.applying, ignore_errors=True)
+                self._undo_apply(folder, record, index)
                 raise
-            if index is not None:
-                folder.carry_index(index)
+            remove_tree(folder.replaced)
+            if record.index is not None and record.index != index:
+                self._drop_image(record.index)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -316,12 +347,40 @@ class LayerStore:
             found = diffs.compare(below, tree)
             yield from tarout.stream(diffs.as_items(found, tree))
 
+    def _carry(self, folder: LayerFolder, record: Record) -> None:
+        """
+        Note the image that the layer carries, before it does: one that breaks
+        off then goes at the next start, its image with it.
+        """
+        for _ in range(_ATTEMPTS):
+            with self._carrying:
+                folder.write(record, durable=record.index is not None)
+                if record.index is None or self._images.objects(record.index) is not None:
+                    return
+            # The last other layer with this image left in the meantime.
+            self._images.install(folder.applying)
+        raise IndexDamaged(f"the index {record.index} does not stay in images/")
+
+    def _undo_apply(self, folder: LayerFolder, record: Record, index: str | None) -> None:
+        """Take back an apply that failed; what cannot be done now the next start does."""
+        with contextlib.suppress(OSError):
+            if folder.replaced.exists():
+                folder.replaced.rename(folder.upper)
+            if folder.read() != record:
+                folder.write(record)
+            if index is not None:
+                self._drop_image(index)
+            if folder.applying.exists():
+                remove_tree(folder.applying)
+
     def _drop_image(self, image: str) -> None:
         """Let go of *image* unless another layer carries it too, or `gear fs` shows it."""
-        if any(record.index == image for record in self._records()) or image in served_images():
-            return
-        self._views.forget(image)
-        self._images.remove(image)
+        with self._carrying:
+            is_carried = any(record.index == image for record in self._records())
+            if is_carried or image in served_images():
+                return
+            self._views.forget(image)
+            self._images.remove(image)
         try:
             self._forget_image(image)
         except Unavailable as error:
@@ -330,16 +389,24 @@ class LayerStore:
             log.warning("image %s is not forgotten yet: %s", image[:12], error)
 
     def _records(self) -> Iterator[Record]:
-        for entry in os.scandir(self._folder):
+        for entry in list(self._folder.iterdir()):
             if not entry.name.startswith("."):
                 with contextlib.suppress(LayerNotFound):
-                    yield LayerFolder(Path(entry.path)).read()
+                    yield LayerFolder(entry).read()
 
     def _remove_half_made(self) -> None:
         for entry in sorted(self._folder.iterdir()):
-            if entry.name.startswith(_HALF_MADE) or (entry / "applying").exists():
-                log.info("removing the half-made layer %s", entry.name)
-                shutil.rmtree(entry, ignore_errors=True)
+            folder = LayerFolder(entry)
+            if not entry.name.startswith(_HALF_MADE) and not folder.applying.exists():
+                continue
+            log.info("removing the half-made layer %s", entry.name)
+            found = {self._images.installed_from(folder.applying)}
+            with contextlib.suppress(LayerNotFound):
+                found.add(folder.read().index)
+            with contextlib.suppress(OSError):
+                remove_tree(entry)
+            for index in found - {None}:
+                self._drop_image(str(index))
 
 
 def mounted_images(root: Path) -> set[str]:

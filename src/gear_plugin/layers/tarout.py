@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gear_plugin.confined.whiteout import OPAQUE, WHITEOUT, is_opaque, is_whiteout
 from gear_plugin.image import TAR_BLOCK, Kind, tar_header, tar_padding
-from gear_plugin.layers.whiteout import OPAQUE, WHITEOUT, is_opaque, is_whiteout
 
 _NS = 1_000_000_000
 _CHUNK_BYTES = 1 << 20

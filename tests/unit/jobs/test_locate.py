@@ -118,7 +118,7 @@ def test_each_place_gives_the_same_index(world: World, kind: str) -> None:
     assert set(tree.root.children) == {b"a", b"b"}
     assert dict(ObjectTable(found.objects.read_bytes())) == tree.objects()
     assert found.found_in == world.source(kind).name
-    assert found.manifest_bytes > 0
+    assert found.manifest_file.read_bytes() == found.manifest.encode()
 
 
 def test_the_first_place_that_has_it_is_used(world: World) -> None:
@@ -212,13 +212,27 @@ def test_a_place_that_cannot_be_asked_may_have_it(world: World) -> None:
     with pytest.raises(SourceUnavailable, match=r"other-gear:2 was not found: .* does not answer"):
         world.locate("build", "registry", image=ImageId.parse("other-gear:2"))
 
+    assert "no engine" in str(without_engine(world, SourceUnavailable, TimeoutError()))
+
+
+def test_no_engine_at_all_is_not_one_that_is_down(world: World) -> None:
+    """
+    A machine without Docker has no images in it.
+    """
+    assert "no engine" in str(without_engine(world, ImageNotFound, FileNotFoundError()))
+
+
+def without_engine(world: World, kind: type[GearError], cause: OSError) -> GearError:
+    """What is raised when the engine cannot be connected to because of *cause*."""
+
     def refuse() -> contextlib.AbstractContextManager[FakeEngine]:
-        raise EngineUnavailable("no engine")
+        raise EngineUnavailable("no engine") from cause
 
     scratch = world.folder / "scratch"
     scratch.mkdir()
-    with pytest.raises(SourceUnavailable, match="no engine"):
+    with pytest.raises(kind) as caught:
         locate_index(IMAGE.gear, [EngineSource(refuse)], scratch)
+    return caught.value
 
 
 def test_an_original_name_is_no_gear_name(world: World) -> None:

@@ -181,7 +181,14 @@ def index_of(tree: Tree, folder: Path) -> Located:
         IMAGE, Digest.of(b"image"), "linux/amd64", saves.CONFIG, tree.totals(), Digest.of(erofs)
     )
     (folder / "index.erofs").write_bytes(erofs)
-    return Located(IMAGE.gear, folder / "index.erofs", folder / "objects", manifest, 0, "somewhere")
+    return Located(
+        gear_image=IMAGE.gear,
+        erofs=folder / "index.erofs",
+        objects=folder / "objects",
+        manifest_file=folder / "manifest",
+        manifest=manifest,
+        found_in="somewhere",
+    )
 
 
 def test_objects_come_from_wherever_they_are(world: World, tmp_path: Path) -> None:

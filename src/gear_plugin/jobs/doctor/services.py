@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gear_plugin.catalog import Catalog
+from gear_plugin.catalog import Catalog, catalog_file
 from gear_plugin.content import LocalClient
 from gear_plugin.errors import BadConfig, GearError
 from gear_plugin.jobs.doctor.finding import Finding, fix, ok, skip, warn
@@ -20,14 +20,13 @@ from gear_plugin.jobs.nodes import NodePlace
 _CLIENT_S = 5.0
 _REGISTRY_S = 5.0
 _CERTIFICATES = Path("/etc/docker/certs.d")
-_SQLITE = "sqlite://"
 
 
 def check_catalog(url: str, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
     """The configured catalog, by listing what is in it."""
     check = "catalog"
-    file = Path("/" + url.removeprefix(_SQLITE).lstrip("/"))
-    if url.startswith(_SQLITE) and not file.exists():
+    file = catalog_file(url)
+    if file is not None and not file.exists():
         yield ok(check, f"{url} is not there yet; the first `gear push` makes it")
         return
     try:
