@@ -17,6 +17,7 @@ from gear_plugin import __version__, config
 from gear_plugin import log as logs
 from gear_plugin.cli import daemons, images
 from gear_plugin.errors import (
+    AccessDenied,
     BadInput,
     Conflict,
     Damaged,
@@ -35,6 +36,7 @@ EXIT_CODES: tuple[tuple[type[GearError], int], ...] = (
     (Unsupported, 6),
     (Unavailable, 7),
     (MountFailed, 8),
+    (AccessDenied, 9),
     (GearError, 1),
 )
 """The first row whose class fits decides."""

@@ -3,9 +3,9 @@ The writer of `index.erofs`: a tree as a metadata-only EROFS image.
 
 Same tree, same bytes: nothing but the tree goes in.  Two passes: the first
 gives every inode its place, the second makes and writes them one by one, so
-that what is held is a few words an inode (docs/decisions/0005).
-docs/index-format.md is the specification.  Pure but for the file that it is
-given; a call shares nothing with another.
+that what is held is a few words an inode.  docs/index-format.md is the
+specification.  Pure but for the file that it is given; a call shares nothing
+with another.
 """
 
 from __future__ import annotations

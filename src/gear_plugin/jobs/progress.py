@@ -17,3 +17,13 @@ class Progress(Protocol):
     def advance(self, count_bytes: int) -> None:
         """So many more bytes of the current step are done."""
         ...
+
+
+class Silent:
+    """A progress that nobody watches."""
+
+    def step(self, text: str, *, total_bytes: int = 0) -> None:
+        pass
+
+    def advance(self, count_bytes: int) -> None:
+        pass

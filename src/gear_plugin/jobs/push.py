@@ -22,7 +22,7 @@ from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import Conflict, ContentNotFound, IndexDamaged
 from gear_plugin.image import INDEX_NAME, TarReader, Tree, read_erofs
 from gear_plugin.jobs.build import digest_of_file
-from gear_plugin.jobs.engine import Engine
+from gear_plugin.jobs.engine import Pusher
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
 from gear_plugin.jobs.parallel import for_each
 from gear_plugin.jobs.progress import Progress
@@ -45,7 +45,7 @@ class PushResult:
 
 def push(
     gear_image: ImageId,
-    engine: Engine,
+    engine: Pusher,
     store: ObjectStore,
     catalog: Catalog,
     root: Path,
@@ -82,7 +82,7 @@ def push(
 
 
 def _check_same_build(
-    gear_image: ImageId, engine: Engine, folder: BuildFolder, built: BuildResult
+    gear_image: ImageId, engine: Pusher, folder: BuildFolder, built: BuildResult
 ) -> None:
     """Raise Conflict unless the engine's image has exactly the layer that was built here."""
     if engine.inspect(gear_image)["RootFS"].get("Layers") != [built.layer]:
