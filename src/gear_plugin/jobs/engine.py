@@ -103,7 +103,12 @@ class DockerEngine:
 
     def _pieces(self, image: ImageId) -> Iterator[bytes]:
         with self._translated(image):
-            yield from self._api.get_image(str(image), chunk_size=_BUFFER_BYTES)
+            # Not `get_image`: that switches the time limit off for all that follows
+            # (docker/api/client.py, _stream_raw_result).
+            api: Any = self._api  # the stubs lack its inner methods
+            with api._get(api._url("/images/{0}/get", str(image)), stream=True) as response:
+                api._raise_for_status(response)
+                yield from response.iter_content(_BUFFER_BYTES)
 
     def load(self, archive: Path) -> None:
         with archive.open("rb") as data, self._translated():
