@@ -92,6 +92,9 @@ class Config(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to stderr (in the plugin: dockerd's log)."""
 
+    insecure_registries: str = ""
+    """Registries that may have no proper certificate, or speak plain http: hosts, networks."""
+
     docker_host: str | None = None
     """The engine for build and push; None: DOCKER_HOST, or docker's default socket."""
 

@@ -25,6 +25,7 @@ Every error Gear raises on purpose, in one tree.
     │   ├── DaemonUnavailable    the local client or FUSE daemon is down
     │   ├── TimedOut             a wait reached its limit
     │   └── StorageFull          ENOSPC or EDQUOT
+    ├── AccessDenied         a registry wants a login, or another one
     └── MountFailed          the kernel refused a mount
 
 An expected error is one line for people: what was wrong, then what to do.
@@ -130,6 +131,10 @@ class TimedOut(Unavailable):
 
 class StorageFull(Unavailable):
     """The filesystem has no room left (ENOSPC or EDQUOT)."""
+
+
+class AccessDenied(GearError):
+    """A registry wants a login, or does not allow this with the one it was given."""
 
 
 class MountFailed(GearError):

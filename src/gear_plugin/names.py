@@ -64,6 +64,12 @@ class ImageId:
         return ImageId(self.name.removesuffix(GEAR_SUFFIX), self.tag)
 
     @property
+    def names_registry(self) -> bool:
+        """Whether it begins with a registry's host (distribution/reference, normalize.go)."""
+        host, slash, _ = self.name.partition("/")
+        return bool(slash) and ("." in host or ":" in host or host == "localhost")
+
+    @property
     def folder(self) -> str:
         """
         This id as one file name: `/` becomes `+`, `:` becomes `=`.

@@ -104,7 +104,7 @@ def _layer(data: bytes) -> bool:
             continue
         top = len(layers) - 1
         for content in flattened.contents:
-            content.inode.digest = _digest(content, data if content.layer == top else b"")
+            content.digest = _digest(content, data if content.layer == top else b"")
         try:
             written = write_erofs(flattened.tree)
         except Unsupported as error:

@@ -18,6 +18,7 @@ import random
 import stat
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,14 @@ _BITS = {
 def modelled(layers: list[bytes]) -> Listing:
     """What a container should show of these layer tars; raises GearError."""
     flattened = flatten([TarReader(io.BytesIO(data), seekable=False) for data in layers])
-    contents = {
-        content.inode: layers[content.layer][content.offset : content.offset + content.size]
+    contents: dict[Inode, bytes] = {
+        content: layers[content.layer][content.offset : content.offset + content.size]
         for content in flattened.contents
     }
     return _with_first_names(_listed(flattened.tree, contents))
 
 
-def _listed(tree: Tree, contents: dict[Inode, bytes]) -> Listing:
+def _listed(tree: Tree, contents: Mapping[Inode, bytes]) -> Listing:
     first: dict[Inode, bytes] = {}
     return {
         path: (

@@ -13,7 +13,7 @@ from gear_plugin.config import Config, load
 PLUGIN: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "plugin" / "config.json").read_text()
 )
-FIXED = {"root", "run", "docker_host"}
+FIXED = {"root", "run", "docker_host", "insecure_registries"}
 """Settings that have one right value inside the plugin, or none."""
 
 

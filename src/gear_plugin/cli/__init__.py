@@ -27,6 +27,7 @@ from gear_plugin.cli import (
     teaching,
 )
 from gear_plugin.errors import (
+    AccessDenied,
     BadInput,
     Conflict,
     Damaged,
@@ -45,6 +46,7 @@ EXIT_CODES: tuple[tuple[type[GearError], int], ...] = (
     (Unsupported, 6),
     (Unavailable, 7),
     (MountFailed, 8),
+    (AccessDenied, 9),
     (GearError, 1),
 )
 """The first row whose class fits decides."""

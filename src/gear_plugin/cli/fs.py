@@ -129,7 +129,7 @@ def _take_in(config: Config, name: ImageId) -> str:
     from gear_plugin.jobs.locate import locate_index
 
     images = NodeImages(config.root)
-    sources = wiring.index_sources(config, wiring.nodes(config))
+    sources = wiring.index_sources(config, name, wiring.nodes(config))
     with images.scratch() as folder:
         located = locate_index(name, sources, folder)
         index = located.manifest.index_digest.hex

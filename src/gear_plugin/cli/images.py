@@ -4,44 +4,94 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import output, sources, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE, ORDINARY_IMAGE
 from gear_plugin.config import Config
-from gear_plugin.errors import GearError
+from gear_plugin.errors import BadInput, GearError
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import ImageRecord
     from gear_plugin.jobs.listing import ListedImage
 
+STDOUT = "-"
+
 
 @click.command()
 @click.argument("image", metavar="IMAGE[:TAG]", type=ORDINARY_IMAGE)
+@click.option(
+    "--from",
+    "place",
+    metavar="SOURCE",
+    default=sources.ENGINE,
+    help="Where the image is: `engine` (the default), `registry`, docker://REFERENCE, "
+    "an archive, an OCI layout folder, or - for stdin.",
+)
+@click.option(
+    "--platform", "wanted", metavar="OS/ARCH[/VARIANT]", help="Of a multi-platform image."
+)
+@click.option(
+    "-o",
+    "--output",
+    "output_file",
+    metavar="FILE",
+    help="Write an archive for `docker load`; - is stdout.",
+)
+@click.option("--load", is_flag=True, help="Load the result into the engine, wherever it is from.")
 @output.as_json
 @click.pass_obj
-def build(config: Config, image: str, as_json: bool) -> None:
+def build(
+    config: Config,
+    image: str,
+    place: str,
+    wanted: str | None,
+    output_file: str | None,
+    load: bool,
+    as_json: bool,
+) -> None:
     """
-    Turn an image of the Docker engine into a Gear image.
+    Turn an image into a Gear image, IMAGE-gear[:TAG].
 
-    The result is IMAGE-gear[:TAG] in the same engine, and the image's files
-    below <root>/build/, where `gear push` finds them.
+    From an engine the result goes into that engine, unless --output says
+    otherwise. No other source needs an engine, nor does `gear push` then. The
+    image's files stay below <root>/build/, where `gear push` finds them.
 
     \b
         docker pull nginx:1.25
         gear build nginx:1.25
-        docker image inspect nginx-gear:1.25
+    Without any engine:
+        gear build --from registry registry.example/team/app:1
+        gear build --from docker://docker.io/nginx@sha256:... team/nginx:1
+        gear build --from saved.tar --output app-gear.tar team/app:1
     """
     from gear_plugin import jobs
 
     name = ImageId.parse(image)
-    with closing(wiring.engine(config)) as engine, output.progress() as progress:
-        result = jobs.build(name, engine, config.root, progress)
+    platform = jobs.Platform.parse(wanted) if wanted else None
+    target = _output(output_file, as_json=as_json)
+    with ExitStack() as stack:
+        load = load or (place == sources.ENGINE and target is None)
+        engine = None
+        if load or place == sources.ENGINE:
+            engine = stack.enter_context(closing(wiring.engine(config)))
+        source = sources.source(place, name, config, engine, platform, stack)
+        progress = stack.enter_context(output.progress())
+        result = jobs.build(
+            name,
+            engine if load else None,
+            config.root,
+            progress,
+            source=source,
+            output=target,
+            platform=platform,
+        )
     if as_json:
         output.print_json(asdict(result))
         return
@@ -49,8 +99,19 @@ def build(config: Config, image: str, as_json: bool) -> None:
     print(
         f"{result.gear_image}: index {output.size(result.index_bytes)} "
         f"instead of {output.size(result.original_bytes)} to pull ({saved:.1f} % less), "
-        f"{result.files} files in {result.objects} objects, {result.seconds:.1f} s"
+        f"{result.files} files in {result.objects} objects, {result.seconds:.1f} s",
+        file=sys.stderr if result.output == STDOUT else sys.stdout,
     )
+
+
+def _output(file: str | None, *, as_json: bool) -> Path | BinaryIO | None:
+    if file != STDOUT:
+        return Path(file) if file else None
+    if as_json:
+        raise BadInput("--output - and --json both want stdout; give --output a file")
+    if sys.stdout.isatty():
+        raise BadInput("no archive is written to a terminal; give --output a file, or use a pipe")
+    return sys.stdout.buffer
 
 
 @click.command()
@@ -64,7 +125,8 @@ def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
 
     Its files go to the store, their names to the catalog, and last its index
     to the registry that the image's name begins with (log in with `docker
-    login`). Files that the store has already are not sent again.
+    login`); through the engine, if it was built into one. Files that the store
+    has already are not sent again.
 
     \b
         gear build registry.example/team/app:1
@@ -73,7 +135,7 @@ def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
     from gear_plugin import jobs
 
     name = ImageId.parse(image)
-    with closing(wiring.engine(config)) as engine, output.progress() as progress:
+    with closing(wiring.pusher(config, name)) as pusher, output.progress() as progress:
         stall_s = config.push_stall_s
         # A share may hang at the first look already.
         store = jobs.Watch(f"store {config.store}", stall_s, progress).call(
@@ -83,7 +145,7 @@ def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
         with closing(catalog):
             result = jobs.push(
                 name,
-                engine,
+                pusher,
                 store,
                 catalog,
                 config.root,

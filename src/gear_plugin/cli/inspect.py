@@ -55,7 +55,7 @@ def inspect(config: Config, image: str, files: bool, place: str | None, as_json:
 
     name = ImageId.parse(image)
     places = wiring.nodes(config)
-    sources = wiring.index_sources(config, places, place)
+    sources = wiring.index_sources(config, name, places, place)
     with tempfile.TemporaryDirectory(prefix="gear-inspect-") as scratch:
         located = locate_index(name, sources, Path(scratch))
         if files:

@@ -71,7 +71,7 @@ def restore(
             target = IntoEngine(engine, config.root, replace)
         else:
             target = IntoFile(file)
-        sources = wiring.index_sources(config, places, place)
+        sources = wiring.index_sources(config, gear_image, places, place)
         located = locate_index(gear_image, sources, Path(scratch))
         result = job(
             located,

@@ -6,10 +6,12 @@ Settings into concrete classes, for the commands that make and publish images.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.request import getproxies_environment
 
 from gear_plugin.config import Config
 from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable, TimedOut
@@ -17,11 +19,11 @@ from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable, 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
     from gear_plugin.content import DirectoryStore, ObjectSource
-    from gear_plugin.jobs import DockerEngine
+    from gear_plugin.jobs import BuiltImages, DockerEngine, Platform, Registry
     from gear_plugin.jobs.engine_facts import EngineFacts
-    from gear_plugin.jobs.index_sources import IndexFetcher
     from gear_plugin.jobs.locate import IndexSource, Located
     from gear_plugin.jobs.nodes import NodePlace
+    from gear_plugin.names import ImageId
 
 _T = TypeVar("_T")
 
@@ -29,6 +31,9 @@ _CATALOG_MARGIN_S = 5.0
 """The catalog has a limit of its own; this is for what it does not see coming."""
 _QUICK_S = 3
 """An engine that is asked on the way to something else gets no longer."""
+_DOCKER_SOCKET = Path("/var/run/docker.sock")
+_DOCKER_DAEMON = Path("/etc/docker/daemon.json")
+_DOCKER_CERTS = Path("/etc/docker/certs.d")
 
 
 def engine(config: Config) -> DockerEngine:
@@ -36,6 +41,57 @@ def engine(config: Config) -> DockerEngine:
     from gear_plugin.jobs import DockerEngine
 
     return DockerEngine(config.docker_host or os.environ.get("DOCKER_HOST"), os.environ)
+
+
+def registry(config: Config) -> Registry:
+    """
+    Registries without an engine, with the logins, certificates and insecure
+    registries that docker has on this machine.
+    """
+    from gear_plugin.jobs import Logins, Registry, RegistrySettings
+
+    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    listed = [name.strip() for name in config.insecure_registries.split(",")]
+    settings = RegistrySettings(
+        logins=Logins(folder / "config.json"),
+        certs=_DOCKER_CERTS,
+        insecure=[name for name in listed if name] + _insecure_to_docker(),
+        proxies=getproxies_environment(),
+    )
+    return Registry(settings)
+
+
+def platform(config: Config) -> Platform:
+    """That of the engine, if there is one that answers; else that of this machine."""
+    from gear_plugin.jobs import Platform
+
+    if config.docker_host or os.environ.get("DOCKER_HOST") or _DOCKER_SOCKET.exists():
+        with contextlib.suppress(EngineUnavailable), contextlib.closing(engine(config)) as found:
+            return found.platform()
+    return Platform.of_machine()
+
+
+def pusher(config: Config, gear_image: ImageId) -> DockerEngine | BuiltImages:
+    """
+    Whoever can push *gear_image*: the engine that it was loaded into, or Gear itself.
+
+    Raises ImageNotFound (not built), BadName, Conflict, EngineUnavailable.
+    """
+    from gear_plugin.jobs import BuildFolder, BuiltImages
+
+    with BuildFolder.of(config.root, gear_image.original).in_use() as built:
+        if built.loaded:
+            return engine(config)
+    return BuiltImages(config.root, registry(config))
+
+
+def _insecure_to_docker() -> list[str]:
+    """The `insecure-registries` of this machine's dockerd, if it has such a file."""
+    try:
+        found = json.loads(_DOCKER_DAEMON.read_bytes())["insecure-registries"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def store(config: Config, *, create: bool) -> DirectoryStore:
@@ -128,14 +184,17 @@ def _ask_engine(config: Config) -> EngineFacts:
 
 def index_sources(
     config: Config,
+    gear_image: ImageId,
     places: Sequence[NodePlace],
     only: str | None = None,
-    registry: IndexFetcher | None = None,
 ) -> list[IndexSource]:
     """
-    Where an image's index is looked for, in this order: the nodes *places*,
-    the build folder, the engine, the registry; with *only* in one kind of
-    place alone.
+    Where the index of *gear_image* is looked for, in this order: the nodes
+    *places*, the build folder, the engine, the registry that its name begins
+    with; with *only* in one kind of place alone.
+
+    A name without a registry is docker's for Docker Hub, which is asked if
+    *only* says so: nobody looks for what was built here by a stranger's name.
     """
     from gear_plugin.jobs import index_sources as kinds
 
@@ -143,8 +202,10 @@ def index_sources(
         "node": [kinds.NodeSource(place.root) for place in places],
         "build": [kinds.BuildSource(config.root)],
         "engine": [kinds.EngineSource(lambda: quick_engine(config))],
-        "registry": [kinds.RegistrySource(registry)] if registry else [],
+        "registry": [],
     }
+    if only == "registry" or gear_image.names_registry:
+        sources["registry"].append(kinds.RegistrySource(registry(config)))
     return [source for kind in ([only] if only else sources) for source in sources[kind]]
 
 

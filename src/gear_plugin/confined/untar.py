@@ -171,6 +171,13 @@ class Unpacker:
             raise ArchiveMalformed(f"hard link {member.name[:100]!r} to a directory")
         if target != path:
             os.link(target, path, follow_symlinks=False)
+        # What the link's own header says goes for the inode that it shares
+        # (moby pkg/archive/archive.go, createTarFile, v20.10.24).
+        os.lchown(path, *(-1 if one == _NO_OWNER else one for one in (member.uid, member.gid)))
+        _set_xattrs(path, member)
+        if not stat.S_ISLNK(own.st_mode):
+            os.chmod(path, member.mode)
+            os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
 
     def _device(self, member: Member, path: bytes) -> None:
         if member.major > _MAX_MAJOR or member.minor > _MAX_MINOR:

@@ -8,11 +8,12 @@ from gear_plugin.image.archive import Member, SeekableSource, Source, TarReader
 from gear_plugin.image.check import CheckedIndex, check_index
 from gear_plugin.image.entry import NO_XATTRS, Directory, Inode, Kind
 from gear_plugin.image.erofs import write as write_erofs
+from gear_plugin.image.erofs import write_to as write_erofs_to
 from gear_plugin.image.erofs_format import Buffer
 from gear_plugin.image.erofs_reader import read as read_erofs
 from gear_plugin.image.erofs_view import ErofsView, Status
 from gear_plugin.image.flatten import Content, Flattened, flatten
-from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, write_layer
+from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, copy_layer, write_layer
 from gear_plugin.image.manifest import (
     CHUNK_BYTES,
     FORMAT_VERSION,
@@ -54,11 +55,13 @@ __all__ = [
     "Tree",
     "check_index",
     "chunk_count",
+    "copy_layer",
     "flatten",
     "read_erofs",
     "tar_header",
     "tar_padding",
     "write_erofs",
+    "write_erofs_to",
     "write_layer",
     "write_tree",
 ]

@@ -65,6 +65,13 @@ def encode(xattrs: Mapping[bytes, bytes], digest: Digest | None) -> bytes:
     return body
 
 
+def encoded_size(xattrs: Mapping[bytes, bytes], digest: Digest | None) -> int:
+    """How many bytes `encode` gives."""
+    if xattrs:
+        return len(encode(xattrs, digest))
+    return _CONTENT_BYTES if digest is not None else 0
+
+
 def decode(body: bytes) -> tuple[Mapping[bytes, bytes], Digest | None]:
     """
     The xattrs of an inode's body, and the digest that its overlay xattrs name.
@@ -135,3 +142,4 @@ CONTENT_HEAD = (
     + _entry(_METACOPY, b"")
     + _REDIRECT_ENTRY[: len(_REDIRECT_ENTRY) - PATH_BYTES - len(CONTENT_PAD)]
 )
+_CONTENT_BYTES = len(CONTENT_HEAD) + PATH_BYTES + len(CONTENT_PAD)

@@ -17,14 +17,21 @@ Rules, and where they come from:
   untar in a chroot does.
 - What overlayfs keeps to itself does not survive: a character device 0:0 is
   its whiteout, so it hides the name, and `trusted.overlay.*` xattrs go.
-- The owner 2**32 - 1 is none to chown(2), so Docker leaves such a file to root.
+- The owner 2**32 - 1 is none to chown(2), so Docker leaves such a
+  file to root, and a hard link to whom its target belongs.
 - Xattrs that Linux refuses, and Docker therefore drops, go as well: unknown
   prefixes, and `user.*` on anything but files and directories.
+- A hard link's own header is applied to the inode that it shares, after its
+  target's: owner and xattrs, and unless that is a symlink, mode and time.  The
+  change of owner takes `security.capability` away, as Linux does (moby
+  pkg/archive/archive.go, createTarFile, v20.10.24).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from gear_plugin.errors import ArchiveMalformed, Unsupported
@@ -41,15 +48,19 @@ _MAX_DEPTH = MAX_PATH_BYTES // 2 + 1  # a name and a slash each
 _OVERLAY_XATTRS = b"trusted.overlay."
 _XATTR_PREFIXES = (b"security.", b"trusted.", b"user.")
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+_CAPABILITY = b"security.capability"
 
 
-class Content(NamedTuple):
-    """Where a non-empty regular file's bytes are: layer (0 is the lowest), offset and size."""
+@dataclass(slots=True, eq=False)
+class Content(Inode):
+    """
+    A non-empty regular file, and where its bytes are: layer (0 is the lowest) and offset.
 
-    inode: Inode
-    layer: int
-    offset: int
-    size: int
+    The place is part of the inode, not beside it: that spares 150 bytes a file.
+    """
+
+    layer: int = 0
+    offset: int = 0
 
 
 class Flattened(NamedTuple):
@@ -74,7 +85,7 @@ def flatten(layers: Sequence[Iterable[Member]]) -> Flattened:
     """
     merge = _Merge()
     for number, members in enumerate(layers):
-        merge.apply(number, list(members))
+        merge.apply(number, members)
     return Flattened(merge.tree, merge.contents())
 
 
@@ -83,26 +94,35 @@ class _Merge:
 
     def __init__(self) -> None:
         self.tree = Tree()
-        self._places: dict[Inode, Content] = {}
         # Parents already resolved; emptied whenever a directory or symlink
         # goes away, since only then can a path come to mean something else.
         self._parents: dict[bytes, Directory] = {}
         # Symbolic links of the layer that is being applied.
         self._own_links: set[Inode] = set()
+        # Equal xattrs are one mapping: security labels are on every file.
+        self._xattrs: dict[tuple[tuple[bytes, bytes], ...], Mapping[bytes, bytes]] = {}
 
     def contents(self) -> list[Content]:
-        places = self._places
-        found = [places[inode] for inode in self.tree.inodes() if inode in places]
-        found.sort(key=lambda content: content[1:])
+        found = [inode for inode in self.tree.inodes() if isinstance(inode, Content)]
+        # By one number after the other: pairs as keys would be an object a file.
+        found.sort(key=attrgetter("offset"))
+        found.sort(key=attrgetter("layer"))
         return found
 
-    def apply(self, layer: int, members: list[Member]) -> None:
+    def apply(self, layer: int, members: Iterable[Member]) -> None:
         self._own_links.clear()
         self._parents.clear()
-        # All whiteouts first: they are about the lower layers alone.
-        entries = [member for member in members if not self._whiteout(member.name)]
-        for member in entries:
-            self._add(layer, member)
+        # All whiteouts first: they are about the lower layers alone.  What waits
+        # is the inodes of the tree to be, as members would be half as large again.
+        waiting: list[Member | tuple[bytes, Inode]] = []
+        for member in members:
+            if not self._whiteout(member.name):
+                waiting.append(self._waiting(layer, member))
+        for entry in waiting:
+            if isinstance(entry, Member):
+                self._add(entry)
+            else:
+                self._add_inode(*entry)
 
     def _whiteout(self, path: bytes) -> bool:
         """Whether *path* is a whiteout or AUFS's own; if a whiteout, it is done."""
@@ -127,27 +147,57 @@ class _Merge:
             self._remove(parent, hidden)
         return True
 
-    def _add(self, layer: int, member: Member) -> None:
+    def _waiting(self, layer: int, member: Member) -> Member | tuple[bytes, Inode]:
+        """What is kept of *member* until the layer's whiteouts are done."""
+        kind = member.kind
+        is_whiteout = kind is Kind.CHAR and member.major == 0 and member.minor == 0
+        if not member.name or is_whiteout or kind is Kind.DIR or kind is Kind.HARDLINK:
+            return member
+        inode = (Content if member.size else Inode)(
+            kind,
+            member.mode,
+            *_owner(member, 0, 0),
+            member.applied_mtime_ns,
+            member.size,
+            member.link,
+            member.major,
+            member.minor,
+            self._carried(kind, member.xattrs),
+        )
+        if isinstance(inode, Content):
+            inode.layer, inode.offset = layer, member.data_offset
+        return member.name, inode
+
+    def _carried(self, kind: Kind, xattrs: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+        kept = _carried(kind, xattrs)
+        return self._xattrs.setdefault(tuple(kept.items()), kept) if kept else NO_XATTRS
+
+    def _add(self, member: Member) -> None:
         if not member.name:
             if member.kind is not Kind.DIR:
                 raise ArchiveMalformed(f"layer: the root is a {member.kind.value}")
             _update(self.tree.root, member)
             return
-        folder, _, name = member.name.rpartition(b"/")
-        parent = self._parents.get(folder) or self._parent(folder)
+        parent, name = self._place(member.name)
         if member.kind is Kind.DIR:
             self._add_directory(parent, name, member)
         elif member.kind is Kind.HARDLINK:
-            self._put(parent, name, self._link_target(member))
-        elif member.kind is Kind.CHAR and member.major == 0 and member.minor == 0:
-            self._remove(parent, name)
+            target = self._link_target(member)
+            _relink(target, member)
+            self._put(parent, name, target)
         else:
-            inode = _inode(member)
-            if inode.kind is Kind.SYMLINK:
-                self._own_links.add(inode)
-            if inode.size:
-                self._places[inode] = Content(inode, layer, member.data_offset, inode.size)
-            self._put(parent, name, inode)
+            self._remove(parent, name)  # a device 0:0
+
+    def _add_inode(self, path: bytes, inode: Inode) -> None:
+        parent, name = self._place(path)
+        if inode.kind is Kind.SYMLINK:
+            self._own_links.add(inode)
+        self._put(parent, name, inode)
+
+    def _place(self, path: bytes) -> tuple[Directory, bytes]:
+        """The directory that *path* lies in, made if it is missing, and its last name."""
+        folder, _, name = path.rpartition(b"/")
+        return self._parents.get(folder) or self._parent(folder), name
 
     def _add_directory(self, parent: Directory, name: bytes, member: Member) -> None:
         existing = parent.children.get(name)
@@ -229,29 +279,25 @@ class _Merge:
 
 def _update(directory: Directory, member: Member) -> None:
     directory.mode = member.mode
-    directory.uid, directory.gid = _owner(member)
+    directory.uid, directory.gid = _owner(member, 0, 0)
     directory.mtime_ns = member.applied_mtime_ns
     directory.xattrs = _carried(member.kind, member.xattrs)
 
 
-def _inode(member: Member) -> Inode:
-    return Inode(
-        member.kind,
-        member.mode,
-        *_owner(member),
-        member.applied_mtime_ns,
-        member.size,
-        member.link,
-        member.major,
-        member.minor,
-        _carried(member.kind, member.xattrs),
-    )
+def _relink(inode: Inode, link: Member) -> None:
+    """What unpacking one more name of *inode* does to it."""
+    inode.uid, inode.gid = _owner(link, inode.uid, inode.gid)
+    kept = {name: value for name, value in inode.xattrs.items() if name != _CAPABILITY}
+    inode.xattrs = _carried(inode.kind, {**kept, **link.xattrs})
+    if inode.kind is not Kind.SYMLINK:
+        inode.mode, inode.mtime_ns = link.mode, link.applied_mtime_ns
 
 
-def _owner(member: Member) -> tuple[int, int]:
+def _owner(member: Member, uid: int, gid: int) -> tuple[int, int]:
+    """The member's owner; what it leaves as it is stays *uid* and *gid*."""
     return (
-        0 if member.uid == NO_OWNER else member.uid,
-        0 if member.gid == NO_OWNER else member.gid,
+        uid if member.uid == NO_OWNER else member.uid,
+        gid if member.gid == NO_OWNER else member.gid,
     )
 
 

@@ -9,9 +9,10 @@ wherever it is written.  Pure but for the stream it is given.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Protocol
 
-from gear_plugin.image.archive import BLOCK
+from gear_plugin.image.archive import BLOCK, Source
 from gear_plugin.image.erofs_format import Buffer
 
 FOLDER = ".gear"
@@ -33,13 +34,26 @@ class Sink(Protocol):
 
 def write_layer(erofs: Buffer, manifest: bytes, out: Sink) -> None:
     """Write the whole layer, end marker included, to *out*."""
+    size = len(erofs)
+    pieces = (bytes(erofs[at : at + _WRITE_BYTES]) for at in range(0, size, _WRITE_BYTES))
+    _write(pieces, size, manifest, out)
+
+
+def copy_layer(erofs: Source, size: int, manifest: bytes, out: Sink) -> None:
+    """As `write_layer`, with the index in a file: *size* bytes from where it stands."""
+    _write(iter(lambda: erofs.read(_WRITE_BYTES), b""), size, manifest, out)
+
+
+def _write(erofs: Iterable[bytes], size: int, manifest: bytes, out: Sink) -> None:
     out.write(_header(FOLDER + "/", b"5", 0o755, 0))
-    for name, content in ((INDEX_NAME, erofs), (MANIFEST_NAME, manifest)):
-        size = len(content)
-        out.write(_header(name, b"0", 0o644, size))
-        for at in range(0, size, _WRITE_BYTES):
-            out.write(bytes(content[at : at + _WRITE_BYTES]))
-        out.write(bytes(-size % BLOCK))
+    for name, pieces, length in (
+        (INDEX_NAME, erofs, size),
+        (MANIFEST_NAME, [manifest], len(manifest)),
+    ):
+        out.write(_header(name, b"0", 0o644, length))
+        for piece in pieces:
+            out.write(piece)
+        out.write(bytes(-length % BLOCK))
     out.write(bytes(2 * BLOCK))
 
 

@@ -9,17 +9,36 @@ that hang in a store or catalog that was given up (`watched`).
 from gear_plugin.jobs.build import build
 from gear_plugin.jobs.engine import DockerEngine, Engine
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
+from gear_plugin.jobs.logins import Logins
+from gear_plugin.jobs.platforms import Platform
 from gear_plugin.jobs.progress import Progress
+from gear_plugin.jobs.published import BuiltImages
 from gear_plugin.jobs.push import PushResult, push
+from gear_plugin.jobs.references import Reference
+from gear_plugin.jobs.registry import Registry
+from gear_plugin.jobs.registry_pools import Limits, RegistrySettings
+from gear_plugin.jobs.sources import EngineSource, FileSource, RegistrySource, Source, StreamSource
 from gear_plugin.jobs.watched import Watch
 
 __all__ = [
     "BuildFolder",
     "BuildResult",
+    "BuiltImages",
     "DockerEngine",
     "Engine",
+    "EngineSource",
+    "FileSource",
+    "Limits",
+    "Logins",
+    "Platform",
     "Progress",
     "PushResult",
+    "Reference",
+    "Registry",
+    "RegistrySettings",
+    "RegistrySource",
+    "Source",
+    "StreamSource",
     "Watch",
     "build",
     "push",

@@ -20,21 +20,31 @@ from docker.errors import ImageNotFound as NoSuchImage
 from docker.utils import kwargs_from_env
 
 from gear_plugin.errors import EngineUnavailable, ImageNotFound, SourceUnavailable
+from gear_plugin.jobs.platforms import Platform
 from gear_plugin.jobs.progress import Progress
 from gear_plugin.names import ImageId
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+_CONTACT_TIMEOUT_S = 30
+"""For what an engine knows without looking."""
 _TIMEOUT_S = 600
 """Between two bytes: saving a large image takes minutes before the first one."""
 _BUFFER_BYTES = 4 << 20
 """The engine sends pieces of 32 KiB; one write for many of them."""
 
 
-class Engine(Protocol):
-    """What building and pushing need of an engine."""
+class Pusher(Protocol):
+    """Who has a Gear image and can push it: an engine, or `published.BuiltImages`."""
 
     def inspect(self, image: ImageId) -> dict[str, Any]:
         """`docker image inspect`; raises ImageNotFound, EngineUnavailable."""
+
+    def push(self, image: ImageId, progress: Progress) -> None:
+        """`docker push`; raises EngineUnavailable, SourceUnavailable (the registry said no)."""
+
+
+class Engine(Pusher, Protocol):
+    """What building and pushing need of an engine."""
 
     def export(self, image: ImageId, target: Path, advance: Callable[[int], None]) -> None:
         """
@@ -46,9 +56,6 @@ class Engine(Protocol):
     def load(self, archive: Path) -> None:
         """`docker load`; raises EngineUnavailable."""
 
-    def push(self, image: ImageId, progress: Progress) -> None:
-        """`docker push`; raises EngineUnavailable, SourceUnavailable (the registry said no)."""
-
 
 class DockerEngine:
     """
@@ -59,15 +66,29 @@ class DockerEngine:
     EngineUnavailable.
     """
 
-    def __init__(self, host: str | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        host: str | None,
+        environ: Mapping[str, str],
+        *,
+        contact_timeout_s: int = _CONTACT_TIMEOUT_S,
+        timeout_s: int = _TIMEOUT_S,
+    ) -> None:
         self._host = host or DEFAULT_HOST
         with self._translated():
             settings = kwargs_from_env(environment={**environ, "DOCKER_HOST": self._host})
-            self._api = docker.APIClient(**settings, timeout=_TIMEOUT_S, version="auto")
+            self._api = docker.APIClient(**settings, timeout=contact_timeout_s, version="auto")
+        self._api.timeout = timeout_s
 
     def close(self) -> None:
         """Close the connections to the engine."""
         self._api.close()
+
+    def platform(self) -> Platform:
+        """What its containers run on; raises EngineUnavailable."""
+        with self._translated():
+            found = self._api.version()
+            return Platform.of(str(found.get("Os")), str(found.get("Arch")))
 
     def inspect(self, image: ImageId) -> dict[str, Any]:
         with self._translated(image):
@@ -82,7 +103,12 @@ class DockerEngine:
 
     def _pieces(self, image: ImageId) -> Iterator[bytes]:
         with self._translated(image):
-            yield from self._api.get_image(str(image), chunk_size=_BUFFER_BYTES)
+            # Not `get_image`: that switches the time limit off for all that follows
+            # (docker/api/client.py, _stream_raw_result).
+            api: Any = self._api  # the stubs lack its inner methods
+            with api._get(api._url("/images/{0}/get", str(image)), stream=True) as response:
+                api._raise_for_status(response)
+                yield from response.iter_content(_BUFFER_BYTES)
 
     def load(self, archive: Path) -> None:
         with archive.open("rb") as data, self._translated():

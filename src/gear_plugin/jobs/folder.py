@@ -3,6 +3,7 @@ What a build leaves on disk, `<root>/build/<image>/`:
 
     files/abc/<61 hex>    every distinct content of the image, by its digest
     build/index.tar       the index layer
+    build/config.json     the Gear image's configuration; its digest is the image id
     build/Dockerfile      ADDs it (what the Gear image is, for people)
     build/build.json      the result, which `gear push` reads
 
@@ -60,6 +61,14 @@ class BuildResult:
     index_bytes: int
     """Of index.tar, uncompressed."""
     seconds: float
+    platform: str = ""
+    """`os/architecture[/variant]`."""
+    source: str = "engine"
+    """`engine`, the path of an archive or folder, `-`, or `docker://REFERENCE`."""
+    loaded: bool = True
+    """Whether the engine has it; if not, `gear push` needs none either."""
+    output: str | None = None
+    """The archive that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,11 @@ class BuildFolder:
     def index_tar(self) -> Path:
         """The index layer."""
         return self.path / "build" / "index.tar"
+
+    @property
+    def config(self) -> Path:
+        """The Gear image's configuration, byte for byte."""
+        return self.path / "build" / "config.json"
 
     @property
     def dockerfile(self) -> Path:

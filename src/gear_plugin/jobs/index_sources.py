@@ -136,7 +136,7 @@ class EngineSource:
 
 
 class RegistrySource:
-    """A registry."""
+    """The registries that images' names begin with."""
 
     def __init__(self, registry: IndexFetcher) -> None:
         self.name = "registry"

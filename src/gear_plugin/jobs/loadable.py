@@ -18,29 +18,32 @@ from gear_plugin.digest import Digest
 from gear_plugin.names import ImageId
 
 
-def write_archive(
-    name: ImageId, config: dict[str, Any], layer: Path, diff_id: Digest, target: Path
-) -> Digest:
+def image_config(original: dict[str, Any], diff_id: Digest) -> bytes:
     """
-    Write the image *name* with the one *layer* to *target*; returns its image id.
+    The configuration of the Gear image whose one layer is *diff_id*; its digest is the image id.
 
-    *config* is the original's whole configuration object; all of it stays but
-    the layers and their history, so the same original and layer give the same id.
+    All of the *original*'s stays but the layers and their history, so the same
+    original and layer give the same id.
     """
     ours = {
-        **config,
+        **original,
         "rootfs": {"type": "layers", "diff_ids": [str(diff_id)]},
-        "history": [{"created": config.get("created"), "created_by": "gear build"}],
+        "history": [{"created": original.get("created"), "created_by": "gear build"}],
     }
-    raw = json.dumps(ours, sort_keys=True, separators=(",", ":")).encode()
-    config_name, layer_name = f"{Digest.of(raw).hex}.json", f"{diff_id.hex}/layer.tar"
+    return json.dumps(ours, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_archive(
+    name: ImageId, config: bytes, layer: Path, diff_id: Digest, out: BinaryIO
+) -> None:
+    """Write the image *name* with the one *layer* to *out*, which may be a pipe."""
+    config_name, layer_name = f"{Digest.of(config).hex}.json", f"{diff_id.hex}/layer.tar"
     entry = {"Config": config_name, "RepoTags": [str(name)], "Layers": [layer_name]}
     listing = json.dumps([entry]).encode()
-    with tarfile.open(target, "w") as archive, layer.open("rb") as data:
-        _add(archive, config_name, BytesIO(raw), len(raw))
+    with tarfile.open(fileobj=out, mode="w|") as archive, layer.open("rb") as data:
+        _add(archive, config_name, BytesIO(config), len(config))
         _add(archive, layer_name, data, layer.stat().st_size)
         _add(archive, "manifest.json", BytesIO(listing), len(listing))
-    return Digest.of(raw)
 
 
 def _add(archive: tarfile.TarFile, name: str, data: BinaryIO, size: int) -> None:

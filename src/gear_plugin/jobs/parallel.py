@@ -17,12 +17,19 @@ T = TypeVar("T")
 _END = object()
 
 
-def for_each(function: Callable[[T], None], items: Iterable[T], *, threads: int) -> None:
+def for_each(
+    function: Callable[[T], None],
+    items: Iterable[T],
+    *,
+    threads: int,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """
     Call *function* with every item, in the order of *items*, *threads* at a time.
 
     The first exception, of *function* or *items*, stops the rest and is raised
-    when every thread has ended.
+    when every thread has ended.  *stopping* is called as soon as that happens,
+    or an interrupt: it may cut short what the threads are waiting for.
     """
     source = iter(items)
     taking = threading.Lock()
@@ -40,6 +47,7 @@ def for_each(function: Callable[[T], None], items: Iterable[T], *, threads: int)
         except BaseException as error:
             failures.append(error)
             stop.set()
+            stopping()
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
     try:
@@ -47,6 +55,9 @@ def for_each(function: Callable[[T], None], items: Iterable[T], *, threads: int)
             worker.start()
         for worker in workers:
             worker.join()
+    except BaseException:
+        stopping()
+        raise
     finally:
         stop.set()
         for worker in workers:

@@ -21,3 +21,16 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something to know meanwhile, one line; the current step goes on."""
         ...
+
+
+class Silent:
+    """A progress that nobody watches."""
+
+    def step(self, text: str, *, total_bytes: int = 0) -> None:
+        pass
+
+    def advance(self, count_bytes: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass

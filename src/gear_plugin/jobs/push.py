@@ -24,7 +24,7 @@ from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import Conflict, IndexDamaged
 from gear_plugin.image import INDEX_NAME, TarReader, Tree, read_erofs
 from gear_plugin.jobs.build import digest_of_file
-from gear_plugin.jobs.engine import Engine
+from gear_plugin.jobs.engine import Pusher
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
 from gear_plugin.jobs.progress import Progress
 from gear_plugin.jobs.upload import upload
@@ -54,7 +54,7 @@ class PushResult:
 
 def push(
     gear_image: ImageId,
-    engine: Engine,
+    engine: Pusher,
     store: ObjectStore,
     catalog: Catalog,
     root: Path,
@@ -95,7 +95,7 @@ def push(
 
 
 def _check_same_build(
-    gear_image: ImageId, engine: Engine, folder: BuildFolder, built: BuildResult
+    gear_image: ImageId, engine: Pusher, folder: BuildFolder, built: BuildResult
 ) -> None:
     """Raise Conflict unless the engine's image has exactly the layer that was built here."""
     if engine.inspect(gear_image)["RootFS"].get("Layers") != [built.layer]:

@@ -1,91 +1,39 @@
 """
-Reading what `docker save` writes: layers and configuration of one image.
+Images that lie on disk: what `docker save`, skopeo, BuildKit and others write.
 
-Two layouts are understood, both by their `manifest.json`: engines before 25
-(`<id>/layer.tar`, equal layers as symlinks) and later ones (`blobs/sha256/`),
-whose layers may be compressed when the engine keeps them so.
-Layers are regions of the one spool file, never copied unless compressed.
-Source: moby image/tarexport/save.go (v20.10.24 and v25).
+Two forms, told apart by what is in them: docker's own (`docker_archive`), and
+OCI image layouts (`layout`), which may be folders too.  docker 25 and later
+write both into one archive; then the layout is read, as it knows of platforms
+and of digests.  Layers are read where they lie, never copied unless compressed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
-import json
+import hashlib
 import os
-import shutil
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import zstandard
+from typing import Any
 
 from gear_plugin.digest import Digest
-from gear_plugin.errors import ArchiveMalformed
-from gear_plugin.image import Kind, Member, TarReader
-
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_SYMLINK_LIMIT = 16
-_HEADERS_BYTES = 1 << 18
-"""What a layer's scan reads at once: most files and their headers lie within it."""
-_COPY_BYTES = 1 << 20
-
-
-class Region(io.RawIOBase):
-    """*size* bytes of the open file *handle* from *start*, as a file; one thread at a time."""
-
-    def __init__(self, handle: int, start: int, size: int) -> None:
-        super().__init__()
-        self._handle = handle
-        self._start = start
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        wanted = min(len(buffer), max(self._size - self._at, 0))
-        count = os.preadv(self._handle, [memoryview(buffer)[:wanted]], self._start + self._at)
-        self._at += count
-        return count
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer's plain tar: *size* bytes of the open file *handle* from *start*."""
-
-    handle: int
-    start: int
-    size: int
-
-    def open(self) -> io.BufferedReader:
-        """The layer as a file of its own."""
-        return io.BufferedReader(Region(self.handle, self.start, self.size), _HEADERS_BYTES)
+from gear_plugin.errors import BadInput
+from gear_plugin.jobs import docker_archive, layout, oci, unpack
+from gear_plugin.jobs.bundle import Bundle, FolderBundle, Stretch, TarBundle
+from gear_plugin.jobs.parallel import for_each
+from gear_plugin.jobs.platforms import Platform
+from gear_plugin.jobs.progress import Progress, Silent
+from gear_plugin.jobs.references import Wish
 
 
 @dataclass(frozen=True, slots=True)
 class SavedImage:
-    """An image as it was saved; layers from the lowest up."""
+    """An image that can be read: layers as plain tars, from the lowest up."""
 
     config: dict[str, Any]
     config_digest: Digest
-    layers: list[Layer]
+    layers: list[Stretch]
 
     @property
     def platform(self) -> str:
@@ -94,91 +42,125 @@ class SavedImage:
         return "/".join(str(part) for part in parts if part)
 
 
-@contextlib.contextmanager
-def opened(spool: Path, scratch: Path) -> Iterator[SavedImage]:
+@contextmanager
+def opened(
+    path: Path,
+    scratch: Path,
+    wish: Wish | None = None,
+    progress: Progress | None = None,
+    *,
+    known_good: bool = False,
+) -> Iterator[SavedImage]:
     """
-    The only image in the archive *spool*, readable during the block.
+    The image that *wish* names in the archive or folder *path*, readable during the block.
 
-    Compressed layers are unpacked into the folder *scratch*.
-    Raises ArchiveMalformed, Unsupported.
+    Without a *wish* the archive must hold one image, without *progress* nobody watches.
+
+    What is compressed, the whole archive or a layer, is unpacked into the
+    folder *scratch*.  Every layer is checked against its digest; with
+    *known_good* (whoever wrote it has just done so) only the unpacked ones.
+
+    Raises BadInput (cannot be read), ImageNotFound (not in it), Unsupported,
+    ArchiveMalformed, ContentCorrupt.
     """
-    with contextlib.ExitStack() as files:
-        file = files.enter_context(spool.open("rb"))
-        archive = _Archive(file)
-        config, digest, names = archive.description()
-        layers = []
-        for number, name in enumerate(names):
-            member = archive.locate(name)
-            layer = Layer(file.fileno(), member.data_offset, member.size)
-            unpack = _unpacker(layer)
-            if unpack is not None:
-                target = scratch / f"layer-{number}.tar"
-                unpack(layer, target)
-                plain = files.enter_context(target.open("rb"))
-                layer = Layer(plain.fileno(), 0, target.stat().st_size)
-            layers.append(layer)
-        yield SavedImage(config, digest, layers)
+    wish = wish or Wish(None, Platform.of_machine, "the saved image")
+    with ExitStack() as files:
+        bundle = _bundle(path, scratch, wish, files)
+        if bundle.find(layout.MARK) is not None:
+            found = layout.read(bundle, wish)
+        elif isinstance(bundle, FolderBundle):
+            raise BadInput(f"{wish.place} is no OCI layout: it holds no file {layout.MARK!r}")
+        else:
+            found = docker_archive.read(bundle, wish)
+        diff_ids = oci.diff_ids(found.config, len(found.blobs), wish.place)
+        work = _Layers(found.blobs, diff_ids, scratch, wish.place, check_plain=not known_good)
+        yield SavedImage(found.config, found.config_digest, work.run(progress or Silent(), files))
 
 
-class _Archive:
-    """The outer tar."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._handle = file.fileno()
-        self._members = {member.name: member for member in TarReader(file, seekable=True)}
-
-    def locate(self, name: str) -> Member:
-        """The file *name*, symlinks followed; raises ArchiveMalformed."""
-        path = name.encode(errors="replace")
-        for _ in range(_SYMLINK_LIMIT):
-            member = self._members.get(path)
-            if member is None:
-                break
-            if member.kind is not Kind.SYMLINK:
-                return member
-            path = os.path.normpath(os.path.join(os.path.dirname(path), member.link))
-        raise ArchiveMalformed(f"the saved image names {name}, which it does not hold")
-
-    def description(self) -> tuple[dict[str, Any], Digest, list[str]]:
-        """Configuration, its digest, and the layers' names."""
-        try:
-            (entry,) = json.loads(self._content("manifest.json"))
-            raw = self._content(str(entry["Config"]))
-            config = json.loads(raw)
-            if not isinstance(config, dict):
-                raise ValueError("the configuration is no object")
-            names = [str(name) for name in entry["Layers"] or []]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArchiveMalformed(
-                f"the saved image's manifest.json is not understood: {error}"
-            ) from error
-        return config, Digest.of(raw), names
-
-    def _content(self, name: str) -> bytes:
-        member = self.locate(name)
-        return os.pread(self._handle, member.size, member.data_offset)
-
-
-def _unpacker(layer: Layer) -> Callable[[Layer, Path], None] | None:
-    """What unpacks the layer; None: it is plain."""
-    head = os.pread(layer.handle, 4, layer.start)
-    if head.startswith(_GZIP):
-        return _gunzip
-    return _unzstd if head == _ZSTD else None
-
-
-def _gunzip(layer: Layer, target: Path) -> None:
+def _bundle(path: Path, scratch: Path, wish: Wish, files: ExitStack) -> Bundle:
     try:
-        with layer.open() as raw, gzip.open(raw) as packed, target.open("wb") as out:
-            shutil.copyfileobj(packed, out, _COPY_BYTES)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ArchiveMalformed(f"a saved layer is no whole gzip file: {error}") from error
+        if path.is_dir():
+            return FolderBundle(path, files)
+        file = files.enter_context(path.open("rb"))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    if unpack.is_packed(os.pread(file.fileno(), unpack.HEAD_BYTES, 0)):
+        inner = scratch / "archive.tar"
+        unpack.store(unpack.plain(file.read, wish.place), inner, None, wish.place)
+        file = files.enter_context(inner.open("rb"))
+    return TarBundle(file)
 
 
-def _unzstd(layer: Layer, target: Path) -> None:
-    try:
-        with layer.open() as raw, target.open("wb") as out:
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            shutil.copyfileobj(reader, out, _COPY_BYTES)
-    except zstandard.ZstdError as error:
-        raise ArchiveMalformed(f"a saved layer is no whole zstd file: {error}") from error
+class _Layers:
+    """The blobs of an image on their way to plain and checked layers, in threads."""
+
+    def __init__(
+        self,
+        blobs: Sequence[Stretch],
+        diff_ids: Sequence[Digest],
+        scratch: Path,
+        what: str,
+        *,
+        check_plain: bool,
+    ) -> None:
+        self._blobs = blobs
+        self._diff_ids = diff_ids
+        self._scratch = scratch
+        self._what = what
+        self._check_plain = check_plain
+
+    def run(self, progress: Progress, files: ExitStack) -> list[Stretch]:
+        """All of them; the unpacked ones are open until *files* is closed."""
+        # Equal layers are done once: `docker build` writes empty ones by the dozen.
+        distinct: dict[Digest, Stretch] = {}
+        for diff_id, blob in zip(self._diff_ids, self._blobs, strict=True):
+            distinct.setdefault(diff_id, blob)
+        packed = {diff_id for diff_id, blob in distinct.items() if _is_packed(blob)}
+        todo = {
+            diff_id: blob
+            for diff_id, blob in distinct.items()
+            if self._check_plain or diff_id in packed
+        }
+        if todo:
+            total = sum(blob.size for blob in todo.values())
+            progress.step(f"reading {len(todo)} layers", total_bytes=total)
+            for_each(
+                lambda item: self._one(*item, progress),
+                todo.items(),
+                threads=os.cpu_count() or 1,
+            )
+        plain = {
+            diff_id: self._open(diff_id, files) if diff_id in packed else blob
+            for diff_id, blob in distinct.items()
+        }
+        return [plain[diff_id] for diff_id in self._diff_ids]
+
+    def _one(self, diff_id: Digest, blob: Stretch, progress: Progress) -> None:
+        """Unpack, or only check, one blob."""
+        what = f"the layer {diff_id} of {self._what}"
+        with blob.open() as file:
+
+            def read(count: int) -> bytes:
+                piece = file.read(count)
+                progress.advance(len(piece))
+                return piece
+
+            pieces = unpack.plain(read, what)
+            if _is_packed(blob):
+                unpack.store(pieces, self._target(diff_id), diff_id, what)
+                return
+            found = hashlib.sha256()
+            for piece in pieces:
+                found.update(piece)
+            unpack.check(found.digest(), diff_id, what)
+
+    def _target(self, diff_id: Digest) -> Path:
+        return self._scratch / f"layer-{diff_id.hex}.tar"
+
+    def _open(self, diff_id: Digest, files: ExitStack) -> Stretch:
+        file = files.enter_context(self._target(diff_id).open("rb"))
+        return Stretch(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def _is_packed(blob: Stretch) -> bool:
+    return unpack.is_packed(blob.head(unpack.HEAD_BYTES))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +23,17 @@ from gear_plugin import log as logs
 from gear_plugin.cli import wiring
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
-from gear_plugin.errors import SourceUnavailable
+from gear_plugin.errors import EngineUnavailable, SourceUnavailable
+from gear_plugin.jobs import Platform, RegistrySettings, oci
 from gear_plugin.jobs.engine_facts import EngineFacts
 from gear_plugin.jobs.index_sources import take_index
 from gear_plugin.layers import NodeImages
 from gear_plugin.names import ImageId
 from tests.unit.image.tars import tar
+from tests.unit.jobs import layouts
 from tests.unit.jobs.fakes import FakeEngine
-from tests.unit.jobs.saves import file, saved_by_20
+from tests.unit.jobs.registries import FakeRegistry, serving
+from tests.unit.jobs.saves import CONFIG, file, saved_by_20
 
 FACTS = EngineFacts("unix:///d", "20.10", "1.41", False, "overlay2", {}, Path("/nowhere"), None)
 LAYER = tar(file("a", b"same" * 500), file("b", b"same" * 500), file("c", b"other"))
@@ -256,9 +266,213 @@ def test_a_damaged_build_is_said_and_the_rest_listed(gear: Gear) -> None:
     assert "app=1" in gear.stderr and gear.stderr.count("\n") == 1
 
 
+def test_an_archive_needs_no_engine(gear: Gear) -> None:
+    """
+    Neither to build from, nor to write; the original stays as it is.
+    """
+    archive, target = gear.folder / "saved.tar", gear.folder / "gear.tar"
+    archive.write_bytes(gear.engine.images["app:1"])
+    gear.engine.images.clear()
+    built = json.loads(gear("build", "--from", str(archive), "app:1", "-o", str(target), "--json"))
+    assert (built["source"], built["loaded"], built["output"]) == (str(archive), False, str(target))
+    assert gear.engine.images == {}
+    gear.engine.load(target)
+    assert list(gear.engine.images) == ["app-gear:1"]
+
+
+def test_load_puts_the_result_into_the_engine_as_well(gear: Gear) -> None:
+    """
+    Wherever the image is from; and --output alone keeps an engine's image out of it.
+    """
+    archive, target = gear.folder / "saved.tar", gear.folder / "gear.tar"
+    archive.write_bytes(gear.engine.images["app:1"])
+    gear("build", "app:1", "-o", str(target))
+    assert "app-gear:1" not in gear.engine.images
+    gear("build", "--from", str(archive), "--load", "app:1")
+    assert "app-gear:1" in gear.engine.images
+
+
+def test_an_archive_on_stdout_is_all_that_is_there(
+    gear: Gear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The line about the result goes to stderr then.
+    """
+    archive = gear.folder / "saved.tar"
+    archive.write_bytes(gear.engine.images["app:1"])
+    words = ["build", "--from", str(archive), "app:1", "--output"]
+    command = [sys.executable, "-m", "gear_plugin", "--root", str(gear.folder / "root"), *words]
+    done = subprocess.run([*command, "-"], capture_output=True, check=True)
+    gear(*words, str(gear.folder / "gear.tar"))
+    assert done.stdout == (gear.folder / "gear.tar").read_bytes()
+    assert b"app-gear:1: index " in done.stderr
+
+
+def test_an_archive_can_come_through_a_pipe(gear: Gear) -> None:
+    """
+    `docker save app:1 | gear build --from - app:1`, or what a shell calls `<(...)`.
+    """
+    saved = gear.engine.images["app:1"]
+    words = ["--json", "app:1"]
+    command = [sys.executable, "-m", "gear_plugin", "--root", str(gear.folder / "root"), "build"]
+    first = subprocess.run([*command, "--from", "-", *words], input=saved, stdout=-1, check=True)
+    pipe = gear.folder / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(saved))
+    writer.start()
+    second = subprocess.run([*command, "--from", str(pipe), *words], stdout=-1, check=True)
+    writer.join()
+    results = [json.loads(done.stdout) for done in (first, second)]
+    assert results[0]["gear_image_id"] == results[1]["gear_image_id"]
+    assert [result["source"] for result in results] == ["-", str(pipe)]
+
+
+def test_from_registry_to_registry(gear: Gear, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Build and push without an engine: the layer in the registry is the one that was built.
+    """
+    monkeypatch.setenv("DOCKER_CONFIG", str(gear.folder))
+    gear.engine.images.clear()
+    with serving(FakeRegistry()) as server:
+        server.add("team/app", layouts.Image("1", [LAYER], CONFIG, "gzip"))
+        name = f"{server.address}/team/app"
+        built = json.loads(gear("build", "--from", "registry", "--json", f"{name}:1"))
+        assert "pulling 1 layers (" in gear.stderr
+        assert server.asked("PUT") == []
+        pushed = json.loads(gear("push", "--json", f"{name}-gear:1"))
+        assert (pushed["new_objects"], built["loaded"]) == (2, False)
+        raw, kind = server.manifests["team/app-gear:1"]
+        manifest = json.loads(raw)
+        assert kind == manifest["mediaType"] == oci.DOCKER_MANIFEST
+        (layer,) = manifest["layers"]
+        config = manifest["config"]["digest"]
+        assert config == built["gear_image_id"]
+        plain = gzip.decompress(server.blobs[layer["digest"]])
+        assert layouts.digest(plain) == built["layer"]
+        assert json.loads(server.blobs[config])["rootfs"]["diff_ids"] == [built["layer"]]
+        assert json.loads(server.blobs[config])["config"] == CONFIG["config"]
+        gear("push", f"{name}-gear:1")
+        assert len(server.asked("PUT", "uploads")) == 2
+        assert "layer already exists" in gear.stderr
+
+
+def test_another_name_in_a_registry(gear: Gear) -> None:
+    """
+    `docker://`, by digest here; the result is called as it is said.
+    """
+    image = layouts.Image("1", [LAYER], CONFIG, "gzip")
+    with serving(FakeRegistry()) as server:
+        server.add("team/app", image)
+        place = f"docker://{server.address}/team/app@{layouts.digest(image.manifest)}"
+        built = json.loads(gear("build", "--from", place, "--json", "mine:2"))
+    assert (built["gear_image"], built["source"]) == ("mine-gear:2", place)
+
+
+def test_the_platform_is_the_one_asked_for_else_the_engine_s(
+    gear: Gear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Else that of this machine.
+    """
+    images = [
+        layouts.Image("app:1", [LAYER], CONFIG | {"architecture": name})
+        for name in ("amd64", "arm", "arm64", "riscv64")
+    ]
+    folder = layouts.as_folder(layouts.multi_platform("app:1", *images), gear.folder / "layout")
+
+    def built(*words: str) -> str:
+        return str(
+            json.loads(gear("build", "--from", str(folder), "--json", *words, "app:1"))["platform"]
+        )
+
+    assert built("--platform", "linux/riscv64") == "linux/riscv64"
+    assert built("--load") == "linux/arm"
+    monkeypatch.setenv("DOCKER_HOST", "unix:///somewhere")
+    assert built() == "linux/arm"
+    monkeypatch.delenv("DOCKER_HOST")
+    monkeypatch.setattr(wiring, "_DOCKER_SOCKET", Path("/nowhere"))
+    assert built() == str(Platform.of_machine())
+
+
+def test_an_engine_that_does_not_answer_has_no_say_in_the_platform(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """
+    It is not needed for anything else.
+    """
+
+    def down(config: Config) -> Any:
+        raise EngineUnavailable("down")
+
+    monkeypatch.setattr(wiring, "engine", down)
+    assert wiring.platform(Config(docker_host="unix:///nowhere")) == Platform.of_machine()
+
+
+def test_registries_are_reached_as_docker_reaches_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Logins, insecure registries and proxies from where docker has them.
+    """
+    seen: list[RegistrySettings] = []
+    monkeypatch.setattr("gear_plugin.jobs.Registry", seen.append)
+    monkeypatch.setattr(wiring, "_DOCKER_DAEMON", tmp_path / "daemon.json")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    auth = base64.b64encode(b"me:secret").decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {"a.example": {"auth": auth}}}))
+    config = Config(insecure_registries="b.example:5000, 10.0.0.0/8")
+    for text in ("", "{", "[]", '{"insecure-registries": "x"}'):
+        (tmp_path / "daemon.json").write_text(text)
+        wiring.registry(config)
+        assert seen[-1].insecure == ["b.example:5000", "10.0.0.0/8"]
+    (tmp_path / "daemon.json").write_text('{"insecure-registries": ["c.example"]}')
+    wiring.registry(config)
+    assert seen[-1].insecure == ["b.example:5000", "10.0.0.0/8", "c.example"]
+    assert seen[-1].proxies["https"] == "http://proxy.example:3128"
+    login = seen[-1].logins.of("a.example")
+    assert login is not None
+    assert login.user == "me"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("docker-archive:x.tar", r"takes the path alone \(x\.tar\)"),
+        ("oci:folder:1", r"takes the path alone \(folder:1\)"),
+        ("docker-daemon:app:1", "--from engine"),
+        ("containers-storage:app", "skopeo copy containers-storage:app oci-archive:FILE"),
+        ("https://reg.example/app", "wants `docker://REFERENCE`"),
+        ("nosuch.tar", "no file nosuch.tar; --from takes"),
+        ("n" * 5000, "no file n"),
+        ("docker://Upper", "not an image name"),
+        ("docker://app@sha256:1", "not an image's digest"),
+    ],
+)
+def test_what_is_no_source_is_told_what_is(gear: Gear, place: str, words: str) -> None:
+    """
+    The spellings of other tools get a hint.
+    """
+    gear("build", "--from", place, "app:1", code=2)
+    (line,) = gear.stderr.splitlines()
+    assert re.match(rf"gear: .*{words}", line)
+
+
+def test_stdout_takes_one_thing_only(gear: Gear) -> None:
+    """
+    An archive or JSON.
+    """
+    gear("build", "--output", "-", "--json", "app:1", code=2)
+    assert "both want stdout" in gear.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
+        (["build", "--platform", "linux", "app:1"], 2),
+        (["build", "--platform", "linux/s390x", "app:1"], 3),
+        (["build", "--from", "registry", "127.0.0.1:9/app:1"], 7),
+        (["build", "-o", "/nowhere/x.tar", "app:1"], 2),
         (["build", "nosuch:1"], 3),
         (["push", "app-gear:1"], 3),
         (["push", "app:1"], 2),

@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 
-from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, write_layer
+from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, copy_layer, write_layer
 from tests.unit.image.tars import scan
 
 
@@ -52,3 +52,13 @@ def test_it_takes_a_buffer_of_any_kind() -> None:
     out = io.BytesIO()
     write_layer(memoryview(b"index"), b"manifest", out)
     assert out.getvalue() == _layer(b"index", b"manifest")
+
+
+def test_an_index_in_a_file_gives_the_same_layer() -> None:
+    """
+    An index of any size goes through in pieces.
+    """
+    erofs = b"E" * (2**20 + 4096)
+    out = io.BytesIO()
+    copy_layer(io.BytesIO(erofs), len(erofs), b"manifest", out)
+    assert out.getvalue() == _layer(erofs, b"manifest")

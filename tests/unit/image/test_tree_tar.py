@@ -43,7 +43,7 @@ def pack(tree: Tree) -> bytes:
 def unpack(data: bytes) -> Tree:
     merged = flatten([TarReader(io.BytesIO(data), seekable=True)])
     for content in merged.contents:
-        content.inode.digest = Digest.of(data[content.offset : content.offset + content.size])
+        content.digest = Digest.of(data[content.offset : content.offset + content.size])
     return merged.tree
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_plugin.errors import ImageNotFound, SourceUnavailable
-from gear_plugin.jobs import Progress
+from gear_plugin.jobs import Platform, Progress
 from gear_plugin.names import ImageId
 from tests.unit.jobs.saves import unpack
 
@@ -23,6 +23,9 @@ class FakeEngine:
     images: dict[str, bytes] = field(default_factory=dict)
     pushed: list[str] = field(default_factory=list)
     registry_is_down: bool = False
+
+    def platform(self) -> Platform:
+        return Platform.parse("linux/arm/v7")
 
     def inspect(self, image: ImageId) -> dict[str, Any]:
         files = unpack(self._saved(image))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import zstandard
-
 from tests.unit.image.tars import info, tar
+from tests.unit.jobs import layouts
+from tests.unit.jobs.layouts import config_bytes
 
 CONFIG: dict[str, Any] = {
     "architecture": "amd64",
@@ -36,24 +35,10 @@ CONFIG: dict[str, Any] = {
 }
 """A configuration with every field that a Gear image has to keep."""
 
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "plain": lambda data: data,
-    "gzip": gzip.compress,
-    "zstd": zstandard.ZstdCompressor().compress,
-}
-
 
 def file(name: str, content: bytes, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
     """A member for `tar`."""
     return info(name, **fields), content
-
-
-def config_bytes(layers: Sequence[bytes], config: dict[str, Any]) -> bytes:
-    """The configuration as the engine keeps it, with the layers' digests."""
-    diff_ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
-    rootfs = {"type": "layers", "diff_ids": diff_ids}
-    history = [{"created_by": f"step {number}"} for number in range(len(layers))]
-    return json.dumps({**config, "rootfs": rootfs, "history": history}).encode()
 
 
 def saved_by_20(name: str, layers: Sequence[bytes], config: dict[str, Any] = CONFIG) -> bytes:
@@ -86,25 +71,16 @@ def saved_by_25(
     compression: str = "plain",
 ) -> bytes:
     """As Docker 25 and later write it: an OCI layout with a manifest.json beside it."""
+    image = layouts.Image(name, layers, config, compression)
+    names = [f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}" for blob in image.blobs]
     raw = config_bytes(layers, config)
-    blobs = {_blob(raw): raw}
-    names = []
-    for layer in layers:
-        packed = COMPRESS[compression](layer)
-        blobs[_blob(packed)] = packed
-        names.append(_blob(packed))
-    entry = {"Config": _blob(raw), "RepoTags": [name], "Layers": names}
-    members = [file(path, content) for path, content in blobs.items()]
-    members += [
-        file("index.json", b"{}"),
-        file("manifest.json", json.dumps([entry]).encode()),
-        file("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'),
-    ]
-    return tar(*members)
-
-
-def _blob(data: bytes) -> str:
-    return f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
+    entry = {
+        "Config": f"blobs/sha256/{hashlib.sha256(raw).hexdigest()}",
+        "RepoTags": [name],
+        "Layers": names,
+    }
+    files = layouts.layout(image) | {"manifest.json": json.dumps([entry]).encode()}
+    return layouts.as_tar(files)
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:

@@ -10,8 +10,8 @@ import pytest
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ArchiveMalformed
 from gear_plugin.image import CHUNK_BYTES, LARGE_OBJECT_BYTES, TarReader, flatten
+from gear_plugin.jobs.bundle import Stretch
 from gear_plugin.jobs.contents import Chunks, store_contents
-from gear_plugin.jobs.saved import Layer
 from tests.unit.image.tars import tar
 from tests.unit.jobs.fakes import Recorder
 from tests.unit.jobs.saves import file
@@ -26,7 +26,7 @@ def store(tmp_path: Path, *layers: bytes, shift: int = 0) -> tuple[Path, Chunks,
     with spool.open("rb") as opened:
         places, at = [], shift
         for layer in layers:
-            places.append(Layer(opened.fileno(), at, len(layer)))
+            places.append(Stretch(opened.fileno(), at, len(layer)))
             at += len(layer)
         progress.step("hashing")
         chunks = store_contents(merged.contents, places, files, progress)
@@ -104,7 +104,7 @@ def test_a_layer_that_ends_within_a_file_is_refused(tmp_path: Path, size: int) -
     for length, missing in ((512 + size - 1, 0), (len(layer), 512 + 512)):
         with spool.open("r+b") as opened:
             opened.truncate(len(layer) if not missing else 512 + size - 1)
-            place = Layer(opened.fileno(), 0, length)
+            place = Stretch(opened.fileno(), 0, length)
             with pytest.raises(ArchiveMalformed, match="ends within a file"):
                 store_contents(merged.contents, [place], tmp_path, Recorder())
     assert list(tmp_path.glob("???/*")) == []

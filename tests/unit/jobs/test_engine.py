@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ _PREFIX = "/v1.41"
 
 @dataclass
 class Reply:
-    """Status and body; *cut* leaves a chunked body without its end."""
+    """Status and body; *cut* leaves a chunked body without its end, *hang* for a while."""
 
     status: int = 200
     body: bytes = b"{}"
     cut: bool = False
+    hang: bool = False
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Api:
     replies: dict[str, Reply] = field(default_factory=dict)
     bodies: list[bytes] = field(default_factory=list)
     engines: list[DockerEngine] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
 
     def engine(self) -> DockerEngine:
         self.engines.append(DockerEngine(self.host, {}))
@@ -70,7 +73,10 @@ def api(tmp_path: Path) -> Iterator[Api]:
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(reply.body), reply.body))
-            if reply.cut:
+            if reply.hang:
+                self.wfile.flush()
+                found.released.wait(30)
+            if reply.cut or reply.hang:
                 self.close_connection = True
             else:
                 self.wfile.write(b"0\r\n\r\n")
@@ -225,3 +231,37 @@ def test_tls_comes_from_docker_s_own_variables(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match=r"(?i)tls") as raised:
         DockerEngine("tcp://127.0.0.1:9", environ)
     assert "\n" not in str(raised.value)
+
+
+def test_an_engine_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """
+    One that takes the connection and says nothing is not waited for without an end.
+    """
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/d.sock")
+        silent.listen(8)
+        with pytest.raises(
+            EngineUnavailable, match=r"no Docker engine answers at .*(?i:timed out)"
+        ):
+            DockerEngine(f"unix://{tmp_path}/d.sock", {}, contact_timeout_s=1)
+
+
+def test_an_engine_that_stalls_while_it_saves_is_given_up(api: Api, tmp_path: Path) -> None:
+    """
+    Between two bytes, however long the whole takes.
+    """
+    api.replies[f"GET {_REF}/get"] = Reply(body=b"x" * 9999, hang=True)
+    engine = DockerEngine(api.host, {}, timeout_s=1)
+    api.engines.append(engine)
+    with pytest.raises(EngineUnavailable, match=r"(?i:timed out)"):
+        engine.export(IMAGE, tmp_path / "spool", lambda _: None)
+    api.released.set()
+
+
+def test_the_platform_is_the_engine_s(api: Api) -> None:
+    """
+    In the words of images.
+    """
+    version = {"ApiVersion": "1.41", "Os": "linux", "Arch": "arm64"}
+    api.replies["GET /version"] = Reply(body=json.dumps(version).encode())
+    assert str(api.engine().platform()) == "linux/arm64"

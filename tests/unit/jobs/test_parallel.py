@@ -103,3 +103,29 @@ def test_an_interrupt_ends_it_with_no_thread_left() -> None:
         for_each(work, range(1000), threads=2)
     assert threading.active_count() == before
     assert len(done) < 50
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_stopping_cuts_short_what_the_threads_wait_for(error: type[BaseException]) -> None:
+    """
+    Called before the threads are waited for, at a failure and at an interrupt.
+    """
+    released, waiting = threading.Event(), threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            waiting.set()
+            assert released.wait(30)
+        elif error is ZeroDivisionError:
+            waiting.wait(30)
+            raise error
+
+    def items() -> Iterator[int]:
+        yield 0
+        yield 1
+
+    if error is KeyboardInterrupt:
+        threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(error):
+        for_each(work, items(), threads=2, stopping=released.set)
+    assert released.is_set()

@@ -71,12 +71,12 @@ class Layer:
 _Entry = tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]
 
 
-def _hard_link(path: str, target: _Entry) -> tarfile.TarInfo:
-    """With its target's metadata, as every tar that was made from files has it."""
+def _hard_link(path: str, target: _Entry, mode: int, mtime: float) -> tarfile.TarInfo:
+    """With metadata of its own, which counts for all names of the file once it is unpacked."""
     assert isinstance(target, tuple)
     found = copy.copy(target[0])
     found.name, found.type, found.size = path, tarfile.LNKTYPE, 0
-    found.linkname = target[0].name
+    found.linkname, found.mode, found.mtime = target[0].name, mode, mtime
     return found
 
 
@@ -93,7 +93,8 @@ def _layer(draw: st.DrawFn) -> Layer:
         target = draw(st.sampled_from(sorted(files)))
         for path in draw(st.lists(_leaves, max_size=2, unique=True)):
             if path not in entries:
-                ordered.append(_hard_link(path, entries[target]))
+                mode, mtime = draw(st.integers(0, 0o7777)), draw(_mtimes)
+                ordered.append(_hard_link(path, entries[target], mode, mtime))
     return Layer(tar(*ordered, format=tarfile.PAX_FORMAT))
 
 

@@ -96,7 +96,7 @@ def merged(layers: Sequence[bytes]) -> Tree:
     found = flatten([TarReader(io.BytesIO(layer), seekable=True) for layer in layers])
     for content in found.contents:
         data = layers[content.layer][content.offset : content.offset + content.size]
-        content.inode.digest = Digest.of(data)
+        content.digest = Digest.of(data)
     return found.tree
 
 
