@@ -26,10 +26,15 @@ http:
 
 
 class Registry:
-    """`docker-registry serve` under *workdir*, empty at each start."""
+    """
+    `docker-registry serve` under *workdir*, empty at each start.
 
-    def __init__(self, workdir: Path) -> None:
+    *users*: lines of htpasswd (bcrypt); None: everybody may do everything.
+    """
+
+    def __init__(self, workdir: Path, users: str | None = None) -> None:
         self._folder = workdir.resolve()
+        self._users = users
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
         """`127.0.0.1:<port>`, once started."""
@@ -48,6 +53,9 @@ class Registry:
         self.address = f"127.0.0.1:{port}"
         config = self._folder / "config.yml"
         text = _CONFIG.format(storage=self._folder / "storage", port=port, folder=self._folder)
+        if self._users is not None:
+            (self._folder / "users").write_text(self._users)
+            text += f"auth:\n  htpasswd: {{realm: test, path: {self._folder}/users}}\n"
         config.write_text(text)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
