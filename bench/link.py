@@ -174,9 +174,11 @@ class StoreShare:
         source = f"{SERVER_ADDRESS}:{self._store}"
         command = inside(NODE, ["sshfs", "-o", _SSHFS, source, str(self._point)])
         deadline = time.monotonic() + 10
-        while (done := _run(command)).returncode:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        while done.returncode:
             assert time.monotonic() < deadline, f"sshfs: {done.stderr.strip()}"
             time.sleep(0.1)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     def stop(self) -> None:
         """Unmount everything and end the server."""

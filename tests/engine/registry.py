@@ -33,16 +33,23 @@ class Registry:
     `docker-registry serve` under *workdir*, empty at each start.
 
     It listens on *host*, an address of the network namespace *netns*, and on
-    *port*, or one that is free.
+    *port*, or one that is free.  *users*: lines of htpasswd (bcrypt); None:
+    everybody may do everything.
     """
 
     def __init__(
-        self, workdir: Path, host: str = "127.0.0.1", netns: str = "", port: int = 0
+        self,
+        workdir: Path,
+        host: str = "127.0.0.1",
+        netns: str = "",
+        port: int = 0,
+        users: str | None = None,
     ) -> None:
         self._folder = workdir.resolve()
         self._host = host
         self._netns = netns
         self._port = port
+        self._users = users
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
         """`<host>:<port>`, once started."""
@@ -62,6 +69,9 @@ class Registry:
         text = _CONFIG.format(
             storage=self._folder / "storage", address=self.address, folder=self._folder
         )
+        if self._users is not None:
+            (self._folder / "users").write_text(self._users)
+            text += f"auth:\n  htpasswd: {{realm: test, path: {self._folder}/users}}\n"
         config.write_text(text)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
