@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine.compare import differences, scan
 from tests.engine.conftest import Originals
-from tests.engine.containers import DOCKERS_OWN, original, pull, running, touched, tree
+from tests.engine.containers import DOCKERS_OWN, original, pull, running, tree, unexpected
 from tests.engine.engine import Engine
 from tests.engine.registry import Registry
 from tests.engine.world import Gear, Node
@@ -44,12 +44,7 @@ def compare(originals: Originals, name: str, engine: Engine, ref: str) -> list[s
     """Every difference between the original of *name* and the restored *ref*, in containers."""
     with running(engine, ref) as container:
         found = scan(tree(engine, container), DOCKERS_OWN)
-    changed = touched(engine, ref)
-    return [
-        line
-        for line in differences(originals.scan(name), found)
-        if not any(line.startswith(f"{path.encode()!r}: mtime_ns ") for path in changed)
-    ]
+    return unexpected(differences(originals.scan(name), found), engine, ref)
 
 
 @pytest.mark.parametrize("name", RESTORED)
@@ -62,7 +57,8 @@ def test_a_restored_image_is_the_original(
     restored = f"restored/{name}:1"
     done = json.loads(gear("restore", pushed[name], "--name", restored, "--json").stdout)
     try:
-        assert compare(originals, name, gear.engine, restored) == []
+        found = compare(originals, name, gear.engine, restored)
+        assert not found, "\n".join(found)
         assert config(gear.engine, restored) == originals.config(name)
         inspected = json.loads(gear.engine.docker("image", "inspect", restored).stdout)[0]
         assert inspected["Id"] == done["image_id"]

@@ -256,7 +256,6 @@ def test_a_store_that_works(tmp_path: Path) -> None:
     Where it is mounted from, its room and its speed; the sample is gone again.
     """
     DirectoryStore.create(tmp_path)
-    before = set(tmp_path.iterdir())
     found = list(check_store(tmp_path))
     assert [finding.check for finding in found] == ["store", "store: room", "store: speed"]
     assert found[0].status is found[2].status is OK
