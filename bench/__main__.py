@@ -31,9 +31,8 @@ from bench.supply import Supply
 from bench.systems import System, Unsupported
 
 WORK = plugin.BUILD / "engines"
-RESULTS = plugin.BUILD / "bench" / "results.json"
 
-_console = Console(stderr=True)
+_console = Console(stderr=True, soft_wrap=True)
 
 
 def main() -> int:
@@ -44,9 +43,9 @@ def main() -> int:
     try:
         bench.run()
     finally:
-        results.write(RESULTS, bench.results.rows(), merge=chosen.merge)
-    show(results.read(RESULTS), bench)
-    say(f"done in {(time.monotonic() - begun) / 60:.1f} minutes; rows in {RESULTS}")
+        results.write(chosen.results, bench.results.rows(), merge=chosen.merge)
+    show(results.read(chosen.results), bench)
+    say(f"done in {(time.monotonic() - begun) / 60:.1f} minutes; rows in {chosen.results}")
     return 1 if bench.failures else 0
 
 
@@ -159,7 +158,7 @@ def show(rows: Sequence[results.Row], bench: Bench) -> None:
 
 def _walker() -> Path:
     """walk.c, compiled."""
-    program = RESULTS.parent / "walk"
+    program = plugin.BUILD / "bench" / "walk"
     program.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).with_name("walk.c")
     subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)
