@@ -61,13 +61,13 @@ class Bench:
         """Tasks that were not done."""
         self._network = Network()
         self._disk = Disk(WORK / "bench-disk")
-        self._supply = Supply(WORK, self._disk.folder, self.results)
+        self._supply = Supply(WORK, self._disk, self.results)
 
     def run(self) -> None:
         """Start everything, measure, stop everything."""
         chosen = self._chosen
         with ExitStack() as stack:
-            systems.clean(self._disk.folder)
+            systems.clean(self._disk)
             stack.callback(self._network.stop)
             self._network.start()
             stack.callback(self._disk.stop)
@@ -90,7 +90,8 @@ class Bench:
 
     @contextmanager
     def _nodes(self, link: Link) -> Iterator[list[System]]:
-        """Every system that can be had, started."""
+        """Every system that can be had, started on a new disk."""
+        self._disk.start()
         self._network.shape(link)
         share = StoreShare(link, self._supply.store, WORK / "bench-share")
         with ExitStack() as stack:
@@ -99,7 +100,7 @@ class Bench:
             nodes = []
             for name in systems.names(self._chosen.ways):
                 say(f"{link.name}: starting {name}")
-                node = systems.make(name, link, share, self._supply.registry, self._disk.folder)
+                node = systems.make(name, link, share, self._supply.registry, self._disk)
                 stack.callback(node.stop)
                 try:
                     node.start(self._supply.plugin_ref)
