@@ -31,9 +31,8 @@ from bench.supply import Supply
 from bench.systems import System, Unsupported
 
 WORK = plugin.BUILD / "engines"
-RESULTS = plugin.BUILD / "bench" / "results.json"
 
-_console = Console(stderr=True)
+_console = Console(stderr=True, soft_wrap=True)
 
 
 def main() -> int:
@@ -44,9 +43,9 @@ def main() -> int:
     try:
         bench.run()
     finally:
-        results.write(RESULTS, bench.results.rows(), merge=chosen.merge)
-    show(results.read(RESULTS), bench)
-    say(f"done in {(time.monotonic() - begun) / 60:.1f} minutes; rows in {RESULTS}")
+        results.write(chosen.results, bench.results.rows(), merge=chosen.merge)
+    show(results.read(chosen.results), bench)
+    say(f"done in {(time.monotonic() - begun) / 60:.1f} minutes; rows in {chosen.results}")
     return 1 if bench.failures else 0
 
 
@@ -62,13 +61,13 @@ class Bench:
         """Tasks that were not done."""
         self._network = Network()
         self._disk = Disk(WORK / "bench-disk")
-        self._supply = Supply(WORK, self._disk.folder, self.results)
+        self._supply = Supply(WORK, self._disk, self.results)
 
     def run(self) -> None:
         """Start everything, measure, stop everything."""
         chosen = self._chosen
         with ExitStack() as stack:
-            systems.clean(self._disk.folder)
+            systems.clean(self._disk)
             stack.callback(self._network.stop)
             self._network.start()
             stack.callback(self._disk.stop)
@@ -91,7 +90,8 @@ class Bench:
 
     @contextmanager
     def _nodes(self, link: Link) -> Iterator[list[System]]:
-        """Every system that can be had, started."""
+        """Every system that can be had, started on a new disk."""
+        self._disk.start()
         self._network.shape(link)
         share = StoreShare(link, self._supply.store, WORK / "bench-share")
         with ExitStack() as stack:
@@ -100,7 +100,7 @@ class Bench:
             nodes = []
             for name in systems.names(self._chosen.ways):
                 say(f"{link.name}: starting {name}")
-                node = systems.make(name, link, share, self._supply.registry, self._disk.folder)
+                node = systems.make(name, link, share, self._supply.registry, self._disk)
                 stack.callback(node.stop)
                 try:
                     node.start(self._supply.plugin_ref)
@@ -159,7 +159,7 @@ def show(rows: Sequence[results.Row], bench: Bench) -> None:
 
 def _walker() -> Path:
     """walk.c, compiled."""
-    program = RESULTS.parent / "walk"
+    program = plugin.BUILD / "bench" / "walk"
     program.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).with_name("walk.c")
     subprocess.run(["gcc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)

@@ -174,11 +174,9 @@ class StoreShare:
         source = f"{SERVER_ADDRESS}:{self._store}"
         command = inside(NODE, ["sshfs", "-o", _SSHFS, source, str(self._point)])
         deadline = time.monotonic() + 10
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        while done.returncode:
+        while (done := _mount(command)).returncode:
             assert time.monotonic() < deadline, f"sshfs: {done.stderr.strip()}"
             time.sleep(0.1)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     def stop(self) -> None:
         """Unmount everything and end the server."""
@@ -187,6 +185,10 @@ class StoreShare:
             self._server.terminate()
             self._server.wait()
             self._server = None
+
+
+def _mount(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def unmount_below(folder: Path) -> None:

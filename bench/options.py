@@ -7,7 +7,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+from tests.engine import plugin
 from tests.engine.recipes import TASKS
 
 from bench.link import Link
@@ -32,6 +34,7 @@ class Options:
     warm: int = 7
     walks: int = 9
     merge: bool = False
+    results: Path = plugin.BUILD / "bench" / "results.json"
 
 
 QUICK = Options(
@@ -60,6 +63,8 @@ def parse(argv: Sequence[str]) -> Options:
         parser.add_argument(f"--{name}", type=_count, metavar="N", help=text)
     merge = "keep rows of an earlier results.json that are about something else"
     parser.add_argument("--merge", action="store_true", default=None, help=merge)
+    place = Options.results.relative_to(plugin.REPO)
+    parser.add_argument("--results", type=Path, metavar="FILE", help=f"default: {place}")
     given = parser.parse_args(argv)
     base = QUICK if given.quick else FULL if given.full else Options()
     chosen = {field.name: getattr(given, field.name) for field in fields(Options)}

@@ -16,6 +16,11 @@ from bench.results import MEASURES, OVERLAY2, Figures, Row
 LARGE_IMAGE_BYTES = 300e6
 KERNEL_WAYS = ("gear-direct", "gear-nested")
 """The ways in which reading cached files is the kernel's work alone."""
+_CACHED = {
+    "warm_read_cpu_s": "warm read of cached files, processor time: 1.05x at most",
+    "warm_stat_cpu_s": "warm stat of cached files, processor time: 1.05x at most",
+}
+"""Judged by processor time: nothing is waited for, and it does not tell how busy others are."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,8 @@ def _judge(row: Row, figures: Figures) -> Iterator[Verdict]:
         yield Verdict(goal, about, f"{1 / ratio:.1f}x", ratio <= 1 / 4)
     elif row.measure == "warm_start_s" and ratio:
         yield Verdict("warm start: 1.10x at most", about, f"{ratio:.2f}x", ratio <= 1.10)
-    elif row.measure in ("warm_read_s", "warm_stat_s") and row.system in KERNEL_WAYS and ratio:
-        goal = f"{MEASURES[row.measure].title}: 1.05x at most"
-        yield Verdict(goal, about, f"{ratio:.2f}x", ratio <= 1.05)
+    elif row.measure in _CACHED and row.system in KERNEL_WAYS and ratio:
+        yield Verdict(_CACHED[row.measure], about, f"{ratio:.2f}x", ratio <= 1.05)
     elif row.measure == "apply_s":
         goal = "apply of a 50,000-file index: 0.3 s at most"
         yield Verdict(goal, about, f"{row.median:.2f} s", row.median <= 0.3)

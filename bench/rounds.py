@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.engine.engine import EngineError
 from tests.engine.recipes import Task
@@ -83,15 +84,16 @@ class Rounds:
                 system.name: stack.enter_context(running(system, system.ref(image, self._registry)))
                 for system in systems
             }
-            seen = {system.name: walk(walker, "read", roots[system.name])[1:] for system in systems}
+            seen = {name: walk(walker, "read", root).visited for name, root in roots.items()}
             if len(set(seen.values())) != 1:
                 raise EngineError(f"the trees of {image} differ: {seen}")
             for number in range(repetitions + 1):
                 for mode in ("stat", "read"):
                     for system in shuffled(systems):
-                        took_s, *_ = walk(walker, mode, roots[system.name])
+                        took = walk(walker, mode, roots[system.name])
                         if number:
-                            self._add(f"warm_{mode}_s", image, system, took_s)
+                            self._add(f"warm_{mode}_s", image, system, took.wall_s)
+                            self._add(f"warm_{mode}_cpu_s", image, system, took.cpu_s)
 
     def loads(self, systems: Sequence[System], supply: Supply, repetitions: int) -> None:
         """`docker load` of the image of 50,000 files."""
@@ -129,11 +131,20 @@ def running(system: System, ref: str) -> Iterator[Path]:
         system.engine.docker("rm", "-f", name)
 
 
-def walk(walker: Path, mode: str, root: Path) -> tuple[float, int, int]:
-    """Run walk.c: seconds, entries, bytes."""
+class Walk(NamedTuple):
+    """One walk through a tree."""
+
+    wall_s: float
+    cpu_s: float
+    visited: tuple[int, int]
+    """Entries and bytes."""
+
+
+def walk(walker: Path, mode: str, root: Path) -> Walk:
+    """Run walk.c."""
     command = [str(walker), mode, str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(f"{' '.join(command)}: {done.stderr.strip()}")
-    took_s, entries, size = done.stdout.split()
-    return float(took_s), int(entries), int(size)
+    wall_s, cpu_s, entries, size_bytes = done.stdout.split()
+    return Walk(float(wall_s), float(cpu_s), (int(entries), int(size_bytes)))

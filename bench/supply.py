@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.engine.engine import Engine
 from tests.engine.registry import Registry
 from tests.engine.world import Gear
 
+from bench.disk import Disk
 from bench.link import SERVER, SERVER_ADDRESS
 from bench.results import GEAR, OVERLAY2, Results
 
@@ -35,14 +37,14 @@ class Supply:
     Figures of building go to *results*.
     """
 
-    def __init__(self, work: Path, disk: Path, results: Results) -> None:
+    def __init__(self, work: Path, disk: Disk, results: Results) -> None:
         self._data = work / "bench-data"
         self._results = results
         self.registry = Registry(work / "bench-registry", SERVER_ADDRESS, SERVER, _PORT)
         environ = self.registry.client_environ
         self._builder = Engine("bench-a", work / "bench-a", env=environ, netns=SERVER)
         self.store = self._data / "store"
-        self._gear = Gear(self._builder, disk / "build", self.store)
+        self._gear = Gear(self._builder, disk.folder / "build", self.store)
         self.plugin_ref = ""
 
     def start(self) -> None:
@@ -91,6 +93,8 @@ class Supply:
         self._builder.docker("import", str(archive), local)
         ref = self._tag(MANY, local)
         built = json.loads(self._gear("build", "--json", ref).stdout)
+        (index_tar,) = (self._gear.root / "build").glob(f"*+{MANY}=1/build/index.tar")
+        shutil.copy(index_tar, self.many_index)
         self._note_image(MANY, built)
         before = self.registry.stored_bytes()
         self._builder.docker("push", "-q", self._gear_ref(MANY))
@@ -102,7 +106,7 @@ class Supply:
     @property
     def many_index(self) -> Path:
         """The index layer of the image of 50,000 files."""
-        return next((self._gear.root / "build").glob(f"*+{MANY}=1/build/index.tar"))
+        return self._data / f"{MANY}-index.tar"
 
     def saved(self, name: str) -> Path:
         """The image of 50,000 files, or its Gear image, as `docker save` wrote it."""

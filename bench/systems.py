@@ -8,10 +8,8 @@ seen the image.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from tests.engine.engine import Engine, EngineError
@@ -19,6 +17,7 @@ from tests.engine.recipes import Task
 from tests.engine.registry import Registry
 from tests.engine.world import Node, install
 
+from bench.disk import Disk
 from bench.link import Link, StoreShare
 from bench.results import OVERLAY2
 from gear_plugin.config import MountWay
@@ -43,6 +42,7 @@ class System:
     name: str
     engine: Engine
     share: StoreShare
+    disk: Disk
 
     @property
     def way(self) -> str:
@@ -53,7 +53,6 @@ class System:
         """Start it without any image; raises Unsupported."""
         if self.way and self.way not in get_args(MountWay):
             raise Unsupported(f"this version of Gear has no mount_way={self.way}")
-        self.engine.remove()
         self.engine.start(OVERLAY2)
         if not self.way:
             return
@@ -68,23 +67,24 @@ class System:
             raise Unsupported(f"the plugin mounts otherwise: {used}")
 
     def stop(self) -> None:
-        """Stop it and delete what it held."""
-        self.engine.remove()
+        """Stop it; what it held goes with the disk."""
+        self.engine.stop()
 
     def ref(self, image: str, registry: Registry) -> str:
         """What this node pulls to have *image*."""
         return f"{registry.address}/{image}{'-gear' if self.way else ''}:1"
 
     def make_cold(self) -> None:
-        """Remove every image and all that is cached of one."""
+        """Remove every image and all that is cached of one; their files are set aside first."""
+        for layer in (self.engine.data_root / OVERLAY2).glob("*/diff"):
+            self.disk.set_aside(layer)
         images = self.engine.docker("images", "-q").stdout.split()
         if images:
             self.engine.docker("rmi", "-f", *sorted(set(images)))
         if self.way:
             root = Node(self.engine, self.share.folder).inner_root
             for cache in ("public", "private"):
-                for shard in (root / cache).iterdir():
-                    shutil.rmtree(shard)
+                self.disk.set_aside(root / cache)
 
     def pull(self, ref: str) -> None:
         """`docker pull`."""
@@ -108,17 +108,17 @@ def _last_line(text: str) -> str:
     return next((line for line in text.splitlines()[::-1] if line.strip()), text)
 
 
-def make(name: str, link: Link, share: StoreShare, registry: Registry, disk: Path) -> System:
+def make(name: str, link: Link, share: StoreShare, registry: Registry, disk: Disk) -> System:
     """The system *name* on *link*, not started."""
     environ = registry.client_environ
-    engine = Engine(_engine(name), disk / name, env=environ, netns=link.node_netns)
-    return System(name, engine, share)
+    engine = Engine(_engine(name), disk.folder / name, env=environ, netns=link.node_netns)
+    return System(name, engine, share, disk)
 
 
-def clean(disk: Path) -> None:
+def clean(disk: Disk) -> None:
     """End the engines that a crashed predecessor left; before its disk goes, which names them."""
     for name in names(WAYS):
-        Engine(_engine(name), disk / name).cleanup_predecessor()
+        Engine(_engine(name), disk.folder / name).cleanup_predecessor()
 
 
 def _engine(name: str) -> str:
