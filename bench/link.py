@@ -174,8 +174,8 @@ class StoreShare:
         source = f"{SERVER_ADDRESS}:{self._store}"
         command = inside(NODE, ["sshfs", "-o", _SSHFS, source, str(self._point)])
         deadline = time.monotonic() + 10
-        while subprocess.run(command, capture_output=True, check=False).returncode:
-            assert time.monotonic() < deadline, "sshfs could not mount the store"
+        while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+            assert time.monotonic() < deadline, f"sshfs: {done.stderr.strip()}"
             time.sleep(0.1)
 
     def stop(self) -> None:
