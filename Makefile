@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine check fuzz plugin bench clean
+.PHONY: demo test test-engine check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -31,8 +31,11 @@ fuzz: build/.ready                ## FUZZ_SECONDS for each parser; atheris guide
 plugin: build/.ready              ## plugin/rootfs, ready for `docker plugin create gear/graphdriver plugin`
 	$(PY) -m tests.engine.plugin
 
-bench: build/.ready               ## overlay2 and Gear side by side
-	$(PY) -m bench.demo --runs 3
+bench: build/.ready               ## overlay2 and Gear side by side, 15 minutes; ARGS="--quick" and more
+	$(PY) -m bench $(ARGS)
+
+bench-full: build/.ready          ## the same with every image and more repetitions: hours
+	$(PY) -m bench --full $(ARGS)
 
 clean:
 	$(PY) -m tests.engine.engine --clean build/engines || true

@@ -1,6 +1,6 @@
 """`python -m gear_plugin` is `gear`."""
 
-from gear_plugin.cli import main
+from gear_plugin.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

@@ -42,7 +42,7 @@ def _parse_size(value: object) -> object:
 SizeBytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
-MountWay = Literal["auto", "direct", "nested"]
+MountWay = Literal["auto", "direct", "nested", "fuse-tree"]
 
 
 class Config(BaseModel):
@@ -63,7 +63,10 @@ class Config(BaseModel):
     """The shared object store: a directory, normally an NFS mount."""
 
     catalog: str = "sqlite:///var/lib/gear/catalog.sqlite"
-    """The metadata database: `sqlite:///<absolute path>`."""
+    """The metadata database: `sqlite:///<absolute path>` or `etcd://<host>[:<port>]`."""
+
+    catalog_timeout_s: Seconds = 15.0
+    """Limit of the wait for etcd's answer, or for other users of the file, seconds."""
 
     cache_limit: SizeBytes = 0
     """Upper bound of the node's cache (public and private), bytes; 0: no bound."""
@@ -79,6 +82,9 @@ class Config(BaseModel):
 
     fetch_timeout_s: Seconds = 60.0
     """One object's fetch may take this long altogether before EIO, seconds."""
+
+    push_stall_s: Seconds = 120.0
+    """`gear push` gives up a store or catalog that does nothing for this long, seconds."""
 
     watchdog_s: Seconds = 10.0
     """A FUSE daemon that does not answer statfs for this long is killed, seconds."""

@@ -70,14 +70,16 @@ def sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_stale(folder: Path, *, older_than_s: float) -> int:
+def remove_stale(folder: Path, *, older_than_s: float, now_s: float | None = None) -> int:
     """
     Remove the temporaries in *folder* (not below it) that no writer can still want.
 
     Returns how many.  *older_than_s* must be longer than any write takes when
-    others may be writing there, and may be 0 when nobody is.
+    others may be writing there, and may be 0 when nobody is.  *now_s* is the
+    time by the clock that stamps the files, None: this machine's.  A file
+    from as far in the future is no writer's either: the clock was set back.
     """
-    limit = time.time() - older_than_s
+    now_s = time.time() if now_s is None else now_s
     removed = 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -85,7 +87,8 @@ def remove_stale(folder: Path, *, older_than_s: float) -> int:
                 continue
             # Another cleaner, or the writer itself, may be quicker.
             with contextlib.suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime <= limit:
+                age_s = now_s - entry.stat(follow_symlinks=False).st_mtime
+                if abs(age_s) >= older_than_s:
                     Path(entry.path).unlink()
                     removed += 1
     return removed

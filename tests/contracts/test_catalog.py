@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_plugin.catalog import Catalog, ImageRecord, MemoryCatalog, SqliteCatalog
+from gear_plugin.catalog import Catalog, ImageRecord, MemoryCatalog, open_catalog
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import BadDigest, ContentNotFound, ImageNotFound
 from gear_plugin.names import ImageId
@@ -36,11 +36,17 @@ def objects(image: ImageId, *paths: bytes, salt: bytes = b"") -> dict[str, Diges
     return {object_id(str(image), path): Digest.of(path + salt) for path in paths}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
-    catalog: Catalog = (
-        MemoryCatalog() if request.param == "memory" else SqliteCatalog(tmp_path / "catalog")
-    )
+    """Each of them; the etcd is a real one."""
+    catalog: Catalog
+    match request.param:
+        case "memory":
+            catalog = MemoryCatalog()
+        case "sqlite":
+            catalog = open_catalog(f"sqlite://{tmp_path}/catalog")
+        case _:
+            catalog = open_catalog(request.getfixturevalue("etcd_url"))
     yield catalog
     catalog.close()
 
@@ -145,3 +151,42 @@ def test_many_threads(catalog: Catalog) -> None:
         thread.join()
     assert failures == []
     assert len(catalog.list_images()) == 4
+
+
+def test_thousands_of_paths(catalog: Catalog) -> None:
+    """Real images have tens of thousands: all are there, and all can be replaced."""
+    paths = [b"usr/lib/%d" % number for number in range(9000)]
+    for salt in (b"1", b"2"):
+        mine = objects(NGINX, *paths, salt=salt)
+        catalog.put_image(record(NGINX), mine)
+        assert catalog.objects_of(NGINX) == set(mine.values())
+        for oid in list(mine)[::900]:
+            assert catalog.resolve(oid) == mine[oid]
+
+
+def test_a_reader_sees_one_push_or_the_other(catalog: Catalog) -> None:
+    """While an image is replaced, its objects are all the older's or all the newer's."""
+    paths = [b"%d" % number for number in range(300)]
+    versions = [objects(NGINX, *paths, salt=salt) for salt in (b"1", b"2")]
+    catalog.put_image(record(NGINX), versions[0])
+    is_over = threading.Event()
+    failures: list[object] = []
+
+    def read() -> None:
+        whole = [set(version.values()) for version in versions]
+        oid = object_id(str(NGINX), b"7")
+        while not is_over.is_set():
+            if catalog.objects_of(NGINX) not in whole:
+                failures.append("objects of both")
+            if catalog.resolve(oid) not in (versions[0][oid], versions[1][oid]):
+                failures.append("neither's content")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(1, 6):
+            catalog.put_image(record(NGINX, created_s=number), versions[number % 2])
+    finally:
+        is_over.set()
+        reader.join()
+    assert failures == []

@@ -159,6 +159,71 @@ def test_many_writers_one_first(store: ObjectStore, put: Put) -> None:
     assert read(store, Digest.of(content)) == content
 
 
+def files(folder: Path, contents: list[bytes]) -> list[tuple[Digest, Path]]:
+    """What `put_all` takes."""
+    folder.mkdir(exist_ok=True)
+    objects = [(Digest.of(content), folder / Digest.of(content).hex) for content in contents]
+    for (_, path), content in zip(objects, contents, strict=True):
+        path.write_bytes(content)
+    return objects
+
+
+def test_many_are_put_together(store: ObjectStore, put: Put, tmp_path: Path) -> None:
+    """Each has its answer, in their order: whether it was new, and what it takes there."""
+    contents = list(CONTENTS.values())
+    put(contents[3])
+    done: list[int] = []
+    puts = store.put_all(files(tmp_path / "files", contents), done.append)
+    assert [one.is_new for one in puts] == [content != contents[3] for content in contents]
+    assert [one.stored_bytes for one in puts] == [
+        store.size(Digest.of(content)) for content in contents
+    ]
+    assert sum(done) == sum(map(len, contents))
+    for content in contents:
+        assert read(store, Digest.of(content)) == content
+
+
+def test_none_is_put_under_a_wrong_name(store: ObjectStore, tmp_path: Path) -> None:
+    """The others may be there, and are right."""
+    objects = files(tmp_path / "files", [b"1", b"2", b"3"])
+    objects[1][1].write_bytes(b"changed")
+    with pytest.raises(ContentCorrupt):
+        store.put_all(objects, lambda _: None)
+    assert not store.has(Digest.of(b"2"))
+    assert not store.has(Digest.of(b"changed"))
+    for digest in store.list():
+        assert Digest.of(read(store, digest)) == digest
+
+
+def test_of_writers_of_many_each_object_has_one_first(store: ObjectStore, tmp_path: Path) -> None:
+    """In whatever order their objects come."""
+    contents = [b"%d" % number * 3000 for number in range(100)]
+    objects = files(tmp_path / "files", contents)
+    barrier = threading.Barrier(4)
+    firsts: list[Digest] = []
+
+    def write(number: int) -> None:
+        mine = objects[number * 20 :] + objects[: number * 20]
+        barrier.wait()
+        puts = store.put_all(mine, lambda _: None)
+        firsts.extend(digest for (digest, _), one in zip(mine, puts, strict=True) if one.is_new)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(firsts) == sorted(digest for digest, _ in objects)
+    assert set(store.list()) == set(firsts)
+
+
+def test_nothing_to_sweep(store: ObjectStore, put: Put) -> None:
+    """Objects are never swept."""
+    put(b"content")
+    assert store.sweep() == 0
+    assert store.has(Digest.of(b"content"))
+
+
 def test_name_is_for_people(store: ObjectStore) -> None:
     """One short line for logs and statistics."""
     assert store.name

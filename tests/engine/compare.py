@@ -1,21 +1,28 @@
 """
 An independent comparison of two root filesystems.
 
-Knows nothing of Gear: walks both with lstat, listxattr and plain reads.
+Knows nothing of Gear.  `scan` walks a tree with scandir, lstat, listxattr and
+plain reads, each relative to its directory, so that no path is too long and
+no tree too deep.  `exported` is a second way, which shares nothing with it:
+GNU tar's list and digest of what `docker export` sends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import stat
+import subprocess
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests.engine.engine import Engine
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """All that can be told of one path, but for its hard links."""
 
@@ -25,6 +32,8 @@ class Seen:
     gid: int
     mtime_ns: int
     size: int
+    hollow: bool
+    """Bytes but no blocks: `tar -S` and others take such a file for zeros without reading it."""
     links: int
     device: int
     target: bytes
@@ -32,53 +41,118 @@ class Seen:
     content: str
 
 
-def differences(a: Path, b: Path, ignore: Collection[str] = ()) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A whole tree: every path, which of them are one inode, and what does not add up."""
+
+    seen: dict[bytes, Seen]
+    groups: dict[bytes, frozenset[bytes]]
+    """For each path that shares its inode number, the paths that do."""
+    faults: list[str]
+
+
+def scan(root: Path, ignore: Collection[str] = ()) -> Scan:
     """
-    Every difference between the trees *a* and *b*, a line each; none: they are equal.
+    Everything below *root*, and the root itself as `b"."`.
 
     *ignore* has paths, relative to the root and without a leading slash, that
     are passed over with all that is below them.
     """
-    left, left_links = _scan(a, ignore)
-    right, right_links = _scan(b, ignore)
-    found = [f"only in the first: {path!r}" for path in sorted(left.keys() - right.keys())]
-    found += [f"only in the second: {path!r}" for path in sorted(right.keys() - left.keys())]
-    for path in sorted(left.keys() & right.keys()):
-        one, two = left[path], right[path]
-        found += [
-            f"{path!r}: {name} {getattr(one, name)!r} != {getattr(two, name)!r}"
-            for name in Seen.__dataclass_fields__
-            if getattr(one, name) != getattr(two, name)
-        ]
-    found += [f"hard links: {sorted(group)!r}" for group in left_links ^ right_links]
+    # One descriptor for each level of the deepest directory.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    skipped = {os.fsencode(path) for path in ignore}
+    found = Scan({}, {}, [])
+    inodes: dict[tuple[int, int], set[bytes]] = defaultdict(set)
+    for path, folder, name in _walk(root, skipped, found.faults):
+        status = os.lstat(name, dir_fd=folder)
+        if not stat.S_ISDIR(status.st_mode):
+            inodes[(status.st_dev, status.st_ino)].add(path)
+        found.seen[path] = _look(folder, name, status)
+    for group in inodes.values():
+        if len(group) > 1:
+            found.groups.update(dict.fromkeys(group, frozenset(group)))
     return found
 
 
-def _scan(root: Path, ignore: Collection[str]) -> tuple[dict[bytes, Seen], set[frozenset[bytes]]]:
-    skipped = {os.fsencode(path) for path in ignore}
-    seen: dict[bytes, Seen] = {}
-    links: dict[tuple[int, int], set[bytes]] = defaultdict(set)
-    for path, full in _walk(os.fsencode(root), b"", skipped):
-        status = os.lstat(full)
-        if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
-            links[(status.st_dev, status.st_ino)].add(path)
-        seen[path] = _look(full, status)
-    return seen, {frozenset(group) for group in links.values()}
+def differences(theirs: Scan, ours: Scan) -> list[str]:
+    """
+    Every difference between two trees, and every fault of *ours*, a line each.
+
+    *theirs* may have faults: overlayfs lists whiteouts that hide nothing.  The
+    count of hard links may differ where *theirs* counts names that are not in
+    the tree: overlayfs says what the lower layer had.
+    """
+    found = [f"only in the first: {path!r}" for path in sorted(theirs.seen.keys() - ours.seen)]
+    found += [f"only in the second: {path!r}" for path in sorted(ours.seen.keys() - theirs.seen)]
+    for path in sorted(theirs.seen.keys() & ours.seen.keys()):
+        one, two = theirs.seen[path], ours.seen[path]
+        if one == two:
+            continue
+        names = len(ours.groups.get(path, (path,)))
+        for name in (field.name for field in fields(Seen)):
+            before, after = getattr(one, name), getattr(two, name)
+            if before != after and not (name == "links" and after == names):
+                found.append(f"{path!r}: {name} {before!r} != {after!r}")
+    uneven = set(theirs.groups.values()) ^ set(ours.groups.values())
+    found += [f"hard links: {sorted(group)!r}" for group in uneven]
+    return found + ours.faults
 
 
-def _walk(root: bytes, prefix: bytes, skipped: set[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    for name in os.listdir(root):
-        path, full = prefix + name, root + b"/" + name
+def _walk(root: Path, skipped: set[bytes], faults: list[str]) -> Iterator[tuple[bytes, int, bytes]]:
+    """Every path, with its directory's descriptor (good until the next one) and its name in it."""
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    yield b".", top, b"."
+    stack = [(top, b"", iter(_names(top, b"", faults)))]
+    while stack:
+        folder, prefix, names = stack[-1]
+        name = next(names, None)
+        if name is None:
+            os.close(folder)
+            stack.pop()
+            continue
+        path = prefix + name
         if path in skipped:
             continue
-        yield path, full
-        if stat.S_ISDIR(os.lstat(full).st_mode):
-            yield from _walk(full, path + b"/", skipped)
+        yield path, folder, name
+        if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            stack.append((below, path + b"/", iter(_names(below, path + b"/", faults))))
 
 
-def _look(full: bytes, status: os.stat_result) -> Seen:
+def _names(folder: int, prefix: bytes, faults: list[str]) -> list[bytes]:
+    """The names in a directory, and the faults of its listing."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            names.append(name)
+            try:
+                mode = os.lstat(name, dir_fd=folder).st_mode
+            except OSError as error:
+                faults.append(f"{prefix + name!r} is listed, but: {error.strerror}")
+                names.pop()
+                continue
+            # These come from the listing itself, where it has types.
+            told = (
+                entry.is_file(follow_symlinks=False),
+                entry.is_dir(follow_symlinks=False),
+                entry.is_symlink(),
+            )
+            if told != (stat.S_ISREG(mode), stat.S_ISDIR(mode), stat.S_ISLNK(mode)):
+                faults.append(f"{prefix + name!r} is listed as another kind of file")
+            if stat.S_ISCHR(mode) and os.lstat(name, dir_fd=folder).st_rdev == 0:
+                faults.append(f"{prefix + name!r} is a whiteout")
+    if len(set(names)) != len(names):
+        faults.append(f"{prefix!r} lists a name twice")
+    return sorted(names)
+
+
+def _look(folder: int, name: bytes, status: os.stat_result) -> Seen:
     kind = stat.S_IFMT(status.st_mode)
     directory = kind == stat.S_IFDIR
+    # There is no listxattrat before Linux 6.13; this is short whatever the path.
+    full = b"/proc/self/fd/%d/%s" % (folder, name)
     xattrs = sorted(os.listxattr(full, follow_symlinks=False))
     return Seen(
         kind=oct(kind),
@@ -88,14 +162,41 @@ def _look(full: bytes, status: os.stat_result) -> Seen:
         mtime_ns=status.st_mtime_ns,
         # A directory's size and links are the filesystem's own affair.
         size=0 if directory else status.st_size,
+        hollow=kind == stat.S_IFREG and status.st_size > 0 and status.st_blocks == 0,
         links=0 if directory else status.st_nlink,
         device=status.st_rdev,
-        target=os.readlink(full) if kind == stat.S_IFLNK else b"",
-        xattrs=tuple((name, os.getxattr(full, name, follow_symlinks=False)) for name in xattrs),
-        content=_hash(full) if kind == stat.S_IFREG else "",
+        target=os.readlink(name, dir_fd=folder) if kind == stat.S_IFLNK else b"",
+        xattrs=tuple((attr, os.getxattr(full, attr, follow_symlinks=False)) for attr in xattrs),
+        content=_hash(folder, name) if kind == stat.S_IFREG else "",
     )
 
 
-def _hash(path: bytes) -> str:
-    with open(path, "rb") as file:
+def _hash(folder: int, name: bytes) -> str:
+    with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What `docker export` sends, as GNU tar reads it."""
+
+    listing: list[str]
+    """Type, mode, owner, size, time, name and link of each member, in the order of the stream."""
+    content: str
+    """The sha256 of all contents, one after another."""
+
+
+def exported(engine: Engine, container: str, scratch: Path, ignore: Collection[str]) -> Exported:
+    """The exported *container*; members below *ignore* are left out."""
+    tar = scratch / "exported.tar"
+    engine.docker("export", "-o", str(tar), container)
+    left_out = [f"--exclude={path}" for path in ignore]
+    common = ["tar", "--anchored", "--no-wildcards", *left_out, "-f", str(tar)]
+    form = ["--numeric-owner", "--full-time", "--quoting-style=escape"]
+    listed = subprocess.run([*common, *form, "-tv"], capture_output=True, check=True)
+    with subprocess.Popen([*common, "-xO"], stdout=subprocess.PIPE) as contents:
+        assert contents.stdout is not None
+        digest = hashlib.file_digest(contents.stdout, "sha256").hexdigest()  # type: ignore[arg-type]
+    assert contents.returncode == 0
+    tar.unlink()
+    return Exported(listed.stdout.decode().splitlines(), digest)

@@ -8,6 +8,7 @@ its mounts.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests.engine.netns import inside
 
 _DOCKERD = "/usr/sbin/dockerd"
 
@@ -29,14 +32,20 @@ class Engine:
     One dockerd under *workdir*; *env* is added to its environment and to the client's.
 
     The socket lies in a short folder of its own, as socket paths are limited
-    to 107 bytes.
+    to 107 bytes; another clone's engine of the same name has another one.
+    With *netns*, dockerd's traffic is that network namespace's.
     """
 
-    def __init__(self, name: str, workdir: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, workdir: Path, env: Mapping[str, str] | None = None, netns: str = ""
+    ) -> None:
         self.name = name
+        self._netns = netns
         self.workdir = workdir.resolve()
         self.data_root = self.workdir / "data"
-        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}"
+        own = hashlib.sha256(os.fsencode(self.workdir)).hexdigest()[:6]
+        self._sockets = Path(tempfile.gettempdir()) / f"gear-engine-{name}-{own}"
+        self.exec_root = self._sockets / "exec"
         self.host = f"unix://{self._sockets}/docker.sock"
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,12 +67,15 @@ class Engine:
         for folder in (self.workdir, self._sockets, self.workdir / "client"):
             folder.mkdir(parents=True, exist_ok=True)
         command = [_DOCKERD, "--experimental", "--data-root", str(self.data_root)]
-        command += ["--exec-root", str(self._sockets / "exec"), "-H", self.host]
+        command += ["--exec-root", str(self.exec_root), "-H", self.host]
         command += ["-p", str(self.workdir / "pid"), "--bridge=none", "--iptables=false"]
         command += ["--storage-driver", driver]
         with (self.workdir / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, **self._env}
+                inside(self._netns, command),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._env},
             )
         deadline = time.monotonic() + wait_s
         while self.docker("version", check=False).returncode:
@@ -142,7 +154,7 @@ class Engine:
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         (self.workdir / "pid").unlink(missing_ok=True)
         # containerd's pid file would make a new dockerd wait for the old one.
-        shutil.rmtree(self._sockets / "exec", ignore_errors=True)
+        shutil.rmtree(self.exec_root, ignore_errors=True)
 
     def _leftovers(self) -> list[int]:
         """

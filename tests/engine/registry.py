@@ -1,5 +1,6 @@
 """
-A private registry on loopback, with TLS by a certificate authority of its own.
+A private registry, on loopback or in a network namespace, with TLS by its own
+certificate authority.
 
 Debian's docker-registry.  Clients trust it through SSL_CERT_FILE, so nothing
 is written to /etc.
@@ -13,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.engine.netns import inside
+
 _CONFIG = """\
 version: 0.1
 log: {{level: warn}}
@@ -20,19 +23,29 @@ storage:
   filesystem: {{rootdirectory: {storage}}}
   delete: {{enabled: true}}
 http:
-  addr: 127.0.0.1:{port}
+  addr: {address}
   tls: {{certificate: {folder}/server.pem, key: {folder}/server.key}}
 """
 
 
 class Registry:
-    """`docker-registry serve` under *workdir*, empty at each start."""
+    """
+    `docker-registry serve` under *workdir*, empty at each start.
 
-    def __init__(self, workdir: Path) -> None:
+    It listens on *host*, an address of the network namespace *netns*, and on
+    *port*, or one that is free.
+    """
+
+    def __init__(
+        self, workdir: Path, host: str = "127.0.0.1", netns: str = "", port: int = 0
+    ) -> None:
         self._folder = workdir.resolve()
+        self._host = host
+        self._netns = netns
+        self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
-        """`127.0.0.1:<port>`, once started."""
+        """`<host>:<port>`, once started."""
 
     @property
     def client_environ(self) -> dict[str, str]:
@@ -44,25 +57,23 @@ class Registry:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         self._certificates()
-        port = _free_port()
-        self.address = f"127.0.0.1:{port}"
+        self.address = f"{self._host}:{self._port or _free_port()}"
         config = self._folder / "config.yml"
-        text = _CONFIG.format(storage=self._folder / "storage", port=port, folder=self._folder)
+        text = _CONFIG.format(
+            storage=self._folder / "storage", address=self.address, folder=self._folder
+        )
         config.write_text(text)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["docker-registry", "serve", str(config)], stdout=log, stderr=log
+                inside(self._netns, ["docker-registry", "serve", str(config)]),
+                stdout=log,
+                stderr=log,
             )
         deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except OSError:
-                assert self._process.poll() is None, (self._folder / "log").read_text()
-                assert time.monotonic() < deadline, "the registry did not come up"
-                time.sleep(0.1)
-            else:
-                return
+        while not self._listens():
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            assert time.monotonic() < deadline, "the registry did not come up"
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """Stop it; what it stored goes with the next start."""
@@ -75,6 +86,13 @@ class Registry:
         """The bytes of everything the registry holds."""
         files = (self._folder / "storage").rglob("*")
         return sum(path.stat().st_size for path in files if path.is_file())
+
+    def _listens(self) -> bool:
+        connect = f"exec 3<>/dev/tcp/{self.address.replace(':', '/')}"
+        probe = subprocess.run(
+            inside(self._netns, ["bash", "-c", connect]), capture_output=True, check=False
+        )
+        return probe.returncode == 0
 
     def _certificates(self) -> None:
         def openssl(*words: str) -> None:
@@ -94,10 +112,9 @@ class Registry:
             "-subj",
             "/CN=Gear test CA",
         )
-        openssl(
-            "req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1"
-        )
-        (self._folder / "ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        subject = ("-subj", f"/CN={self._host}")
+        openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", *subject)
+        (self._folder / "ext").write_text(f"subjectAltName=IP:{self._host},DNS:localhost\n")
         openssl(
             "x509",
             "-req",

@@ -21,24 +21,29 @@ class StoreWatch:
 
     def reset(self) -> None:
         """Forget all reads so far."""
-        for path in self._files():
-            os.utime(path, ns=(0, path.stat().st_mtime_ns))
+        for _, entry in self._objects_of_all_shards():
+            status = entry.stat()
+            if status.st_atime_ns:
+                os.utime(entry.path, ns=(0, status.st_mtime_ns))
 
     def read(self) -> set[str]:
         """The digests (hex) of the objects that were read."""
-        return {self._digest(path) for path in self._files() if path.stat().st_atime_ns}
+        found = self._objects_of_all_shards()
+        return {digest for digest, entry in found if entry.stat().st_atime_ns}
 
     def everything(self) -> set[str]:
         """The digests (hex) of all objects."""
-        return {self._digest(path) for path in self._files()}
+        return {digest for digest, _ in self._objects_of_all_shards()}
 
     def path(self, digest: str) -> Path:
         """Where the object is kept, compressed or not."""
         return next((self._objects / digest[:3]).glob(f"{digest[3:]}*"))
 
-    def _files(self) -> Iterator[Path]:
-        return (path for path in self._objects.glob("[0-9a-f]*/*") if path.is_file())
-
-    @staticmethod
-    def _digest(path: Path) -> str:
-        return path.parent.name + path.name.removesuffix(".zst")
+    def _objects_of_all_shards(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Each object's digest (hex) and file; scandir, as there are tens of thousands."""
+        with os.scandir(self._objects) as shards:
+            for shard in shards:
+                if len(shard.name) == 3:
+                    with os.scandir(shard) as entries:
+                        for entry in entries:
+                            yield shard.name + entry.name.removesuffix(".zst"), entry

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -66,8 +65,9 @@ def legacy(
         "GEAR_WATCHDOG_S": str(WATCHDOG_S),
     }
     command = [sys.executable, "-m", "gear_plugin", "graphdriver", "--socket", str(SOCKET)]
-    shutil.rmtree(BUILD / "engines" / "c", ignore_errors=True)
     engine = Engine("c", BUILD / "engines" / "c", env=registry.client_environ)
+    engine.remove()  # what a crashed predecessor left
+    SOCKET.unlink(missing_ok=True)
     with (base / "log").open("wb") as log:
         supervisor = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
     try:

@@ -52,15 +52,25 @@ class Node:
     way: str = "auto"
 
     @property
+    def plugin_id(self) -> str:
+        """What the engine calls the plugin."""
+        return self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
+
+    @property
     def inner_root(self) -> Path:
         """The plugin's /var/lib/gear, as the host sees it."""
-        found = self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
-        return self.engine.data_root / "plugins" / found / "propagated-mount"
+        return self.engine.data_root / "plugins" / self.plugin_id / "propagated-mount"
+
+    @property
+    def plugin_socket(self) -> Path:
+        """Where the engine calls the plugin; before docker 24 not below its exec root."""
+        folders = (self.engine.exec_root / "plugins", Path("/run/docker/plugins"))
+        return next(path for f in folders if (path := f / self.plugin_id / "gear.sock").exists())
 
     def cached(self) -> set[str]:
         """The digests (hex) in the node's public cache."""
-        public = self.inner_root / "public"
-        return {path.parent.name + path.name for path in public.glob("*/*")}
+        walked = os.walk(self.inner_root / "public")
+        return {Path(folder).name + name for folder, _, names in walked for name in names}
 
     def cached_bytes(self) -> int:
         """The bytes of the objects in the node's public cache."""
@@ -72,7 +82,7 @@ class Node:
 
     def process(self, word: str) -> int:
         """The plugin's process whose command line has *word*, by its cgroup; 0: there is none."""
-        found = self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
+        found = self.plugin_id
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -96,9 +106,9 @@ class Node:
         if images:
             self.engine.docker("rmi", "-f", *sorted(set(images)))
         for layer in ("public", "private"):
-            for path in (self.inner_root / layer).rglob("*"):
-                if path.is_file():
-                    path.unlink()
+            for folder, _, names in os.walk(self.inner_root / layer):
+                for name in names:
+                    Path(folder, name).unlink(missing_ok=True)
 
 
 def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
@@ -107,7 +117,7 @@ def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
     engine.docker(*words, f"store_dir.source={store}", *settings)
 
 
-def wait_until(condition: Any, *, timeout_s: float = 20.0, what: str = "it") -> None:
+def wait_until(condition: Any, *, timeout_s: float = 60.0, what: str = "it") -> None:
     """Poll *condition* until it is true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

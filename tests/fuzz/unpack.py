@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gear_plugin.confined import untar
 from gear_plugin.errors import GearError
 from gear_plugin.image import NO_XATTRS, Directory, Inode, Kind, Member, TarReader, Tree, flatten
-from gear_plugin.layers import untar
 from tests.fuzz import repair
 from tests.fuzz.members import encode
 from tests.fuzz.run import mutated

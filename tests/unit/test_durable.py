@@ -99,3 +99,14 @@ def test_remove_stale_spares_the_young_and_the_named(tmp_path: Path) -> None:
     os.utime(named, (hour_ago, hour_ago))
     assert remove_stale(tmp_path, older_than_s=600) == 1
     assert sorted(os.listdir(tmp_path)) == sorted([young.name, "x"])
+
+
+def test_remove_stale_goes_by_the_clock_it_is_given(tmp_path: Path) -> None:
+    """A time as far in the future as a stale one is in the past is nobody's either."""
+    ages = {"past": -700.0, "now": 0.0, "soon": 500.0, "future": 700.0}
+    for name, offset_s in ages.items():
+        path = tmp_path / f"{TEMP_PREFIX}{name}"
+        path.touch()
+        os.utime(path, (1_000_000 + offset_s, 1_000_000 + offset_s))
+    assert remove_stale(tmp_path, older_than_s=600, now_s=1_000_000) == 2
+    assert set(os.listdir(tmp_path)) == {f"{TEMP_PREFIX}now", f"{TEMP_PREFIX}soon"}

@@ -34,7 +34,6 @@ from gear_plugin.errors import (
 from gear_plugin.names import ImageId
 
 _VERSION = 1
-_BUSY_S = 15.0
 # Those whose shared memory is known to work between processes; all others
 # are treated as shared between machines.
 _LOCAL_FILESYSTEMS = frozenset(
@@ -81,16 +80,18 @@ class SqliteCatalog:
     """
     The catalog in the file *path*, made if it is not there (its directory must be).
 
+    *timeout_s*: how long a call waits for others who have it locked.
     Raises BadConfig (cannot be opened), Unsupported (a newer Gear wrote it),
     Damaged (not a catalog).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 15.0) -> None:
         self._path = path
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+                path, timeout=timeout_s, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
             raise BadConfig(f"cannot open the catalog {path}: {error}") from error
@@ -210,7 +211,7 @@ class SqliteCatalog:
             match getattr(error, "sqlite_errorcode", 0) & 0xFF:
                 case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                     raise TimedOut(
-                        f"catalog {self._path} was locked by others for {_BUSY_S:g} s"
+                        f"catalog {self._path} was locked by others for {self._timeout_s:g} s"
                     ) from error
                 case sqlite3.SQLITE_FULL:
                     raise StorageFull(f"no room for the catalog {self._path}") from error

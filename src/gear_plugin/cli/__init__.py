@@ -15,7 +15,17 @@ import click
 
 from gear_plugin import __version__, config
 from gear_plugin import log as logs
-from gear_plugin.cli import daemons, images
+from gear_plugin.cli import (
+    completion,
+    daemons,
+    departure,
+    doctor,
+    fs,
+    images,
+    inspect,
+    restore,
+    teaching,
+)
 from gear_plugin.errors import (
     BadInput,
     Conflict,
@@ -42,12 +52,15 @@ EXIT_CODES: tuple[tuple[type[GearError], int], ...] = (
 BUG, INTERRUPTED = 70, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=teaching.TeachingGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="gear")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Settings file (TOML).")
 @click.option("--root", type=click.Path(path_type=Path), help="Gear's main folder.")
 @click.option("--store", help="The shared object store: a directory, normally on NFS.")
-@click.option("--catalog", help="The metadata database: sqlite:///<absolute path>.")
+@click.option("--catalog", help="The metadata database: sqlite:///<path> or etcd://<host>.")
 @click.option("--host", help="The Docker engine, as in DOCKER_HOST.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="For stderr."
@@ -67,12 +80,25 @@ def cli(
     """
     Gear: Docker images that start before they are downloaded.
 
+    A Gear image is a small index of an ordinary image, pulled in its place.
+    The image's files lie in a shared store, each once, and a node fetches one
+    when something first opens it.
+
     \b
-    Turn an image into a Gear image, and publish it:
-        gear build nginx:1.25
-        gear push nginx-gear:1.25
+    A first session, on a machine with Docker:
+        docker pull nginx:1.25
+        gear build nginx:1.25            # makes nginx-gear:1.25
+        gear push nginx-gear:1.25        # files to the store, index to the registry
+        gear images                      # what there is
     On a node with the plugin (docker plugin install gear/graphdriver):
-        docker run nginx-gear:1.25
+        docker run nginx-gear:1.25       # pulls the index, starts, fetches what it opens
+    Without the plugin, and back again:
+        gear fs nginx-gear:1.25 /mnt     # its files in a folder
+        gear restore nginx-gear:1.25 --name nginx-again:1.25
+    If it does not work:
+        sudo gear doctor                 # says what is wrong, and what to do
+
+    `gear help COMMAND` explains one command, with examples.
     """
     flags = {"root": root, "store": store, "catalog": catalog, "docker_host": host}
     flags["log_level"] = log_level
@@ -84,6 +110,13 @@ for command in (
     images.build,
     images.push,
     images.images,
+    inspect.inspect,
+    restore.restore,
+    doctor.doctor,
+    completion.completion,
+    teaching.show_help,
+    fs.fs,
+    fs.run_fs,
     daemons.graphdriver,
     daemons.client,
     daemons.run_api,
@@ -98,9 +131,9 @@ def exit_code(error: GearError) -> int:
 
 
 def main() -> None:
-    """The console entry point."""
+    """Run the command, and exit as EXIT_CODES says."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name=completion.PROGRAM, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -112,3 +145,14 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(BUG)
+
+
+def entry() -> None:
+    """
+    The console entry point.
+
+    A push to a share that hangs must end all the same (`departure`).
+    """
+    if "push" in sys.argv:
+        departure.run(main, interrupted=INTERRUPTED)
+    main()

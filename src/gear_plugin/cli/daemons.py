@@ -20,7 +20,7 @@ import click
 from gear_plugin import log as logs
 from gear_plugin.cli import node
 from gear_plugin.cli.supervisor import Supervisor
-from gear_plugin.config import ENV_PREFIX, Config
+from gear_plugin.config import Config
 from gear_plugin.rootfs import LazyLayer, LazyTree
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ def graphdriver(config: Config, socket: Path) -> None:
     """
     Run the storage driver in the foreground.
 
-    Then: dockerd --experimental --storage-driver gear.  Everything a node needs
-    is started with it: the lazy FUSE layer and the client that fills the cache.
+    Everything a node needs is started with it: the lazy FUSE layer and the
+    client that fills the cache.  The managed plugin does this by itself.
+
+    \b
+        gear --store /mnt/store graphdriver
+        dockerd --experimental --storage-driver gear
     """
     logs.setup(config.log_level, "supervisor")
     healer = node.Healer(config)
@@ -58,7 +62,7 @@ def graphdriver(config: Config, socket: Path) -> None:
         "client": [*_SELF, "client"],
         "fuse": [*_SELF, "run-fuse"],
     }
-    os.environ.update(_as_environment(config))
+    os.environ.update(node.as_environment(config))
     socket.parent.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(
         config.run,
@@ -74,7 +78,14 @@ def graphdriver(config: Config, socket: Path) -> None:
 @click.command()
 @click.pass_obj
 def client(config: Config) -> None:
-    """Run the node's client in the foreground: it fetches, verifies and caches objects."""
+    """
+    Run a node's client in the foreground: it fetches, verifies and caches files.
+
+    `gear graphdriver` and `gear fs` start one when none answers.
+
+    \b
+        gear --store /mnt/store client
+    """
     logs.setup(config.log_level, "client")
     _die_with_parent()
     server = node.local_server(config)
@@ -144,9 +155,3 @@ def _die_with_parent() -> None:
     folder must never come to be.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _as_environment(config: Config) -> dict[str, str]:
-    """The settings in force, for the child processes."""
-    values = config.model_dump(exclude_none=True)
-    return {ENV_PREFIX + key.upper(): str(value) for key, value in values.items()}

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from gear_plugin.cli import output, wiring
+from gear_plugin.cli.completion import GEAR_IMAGE, ORDINARY_IMAGE
 from gear_plugin.config import Config
+from gear_plugin.errors import GearError
 from gear_plugin.names import ImageId
+
+if TYPE_CHECKING:
+    from gear_plugin.catalog import ImageRecord
+    from gear_plugin.jobs.listing import ListedImage
 
 
 @click.command()
-@click.argument("image", metavar="IMAGE[:TAG]")
+@click.argument("image", metavar="IMAGE[:TAG]", type=ORDINARY_IMAGE)
 @output.as_json
 @click.pass_obj
 def build(config: Config, image: str, as_json: bool) -> None:
@@ -46,7 +54,7 @@ def build(config: Config, image: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("image", metavar="IMAGE-gear[:TAG]")
+@click.argument("image", metavar="IMAGE-gear[:TAG]", type=GEAR_IMAGE)
 @click.option("--create-store", is_flag=True, help="Make a store in an existing empty folder.")
 @output.as_json
 @click.pass_obj
@@ -65,55 +73,90 @@ def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
     from gear_plugin import jobs
 
     name = ImageId.parse(image)
-    store = wiring.store(config, create=create_store)
-    with (
-        closing(wiring.engine(config)) as engine,
-        closing(wiring.catalog(config)) as catalog,
-        output.progress() as progress,
-    ):
-        result = jobs.push(name, engine, store, catalog, config.root, progress)
+    with closing(wiring.engine(config)) as engine, output.progress() as progress:
+        stall_s = config.push_stall_s
+        # A share may hang at the first look already.
+        store = jobs.Watch(f"store {config.store}", stall_s, progress).call(
+            lambda: wiring.store(config, create=create_store)
+        )
+        catalog = jobs.Watch("the catalog", stall_s, progress).call(lambda: wiring.catalog(config))
+        with closing(catalog):
+            result = jobs.push(
+                name,
+                engine,
+                store,
+                catalog,
+                config.root,
+                progress,
+                stall_s=stall_s,
+            )
     if as_json:
         output.print_json(asdict(result))
         return
     print(
-        f"{result.gear_image}: {result.new_objects} of {result.objects} objects were new "
-        f"({output.size(result.sent_bytes)} stored, {output.size(result.saved_bytes)} "
-        f"there already), {result.seconds:.1f} s"
+        f"{result.gear_image}: {result.new_objects} of {result.objects} objects were new: "
+        f"{output.size(result.new_bytes)}, stored in {output.size(result.new_stored_bytes)}; "
+        f"not sent again: {output.size(result.saved_bytes)}, "
+        f"{output.size(result.saved_stored_bytes)} in the store; {result.seconds:.1f} s"
     )
 
 
 @click.command()
+@click.option("--local", is_flag=True, help="Do not ask the catalog: only what is here.")
 @output.as_json
 @click.pass_obj
-def images(config: Config, as_json: bool) -> None:
-    """List the Gear images that were pushed, from the catalog."""
-    with closing(wiring.catalog(config)) as catalog:
-        records = catalog.list_images()
+def images(config: Config, local: bool, as_json: bool) -> None:
+    """
+    List the Gear images that were pushed, built here, or are on this node.
+
+    WHERE says which of these; CACHED, how much of an image is on this node.
+    One name may have two lines: what was built since is not what was pushed.
+
+    \b
+        gear images
+        gear images --local --json
+    """
+    from gear_plugin.jobs.listing import list_images
+
+    records, failure = ([], None) if local else _records(config)
+    roots = [node.root for node in wiring.nodes(config)]
+    found = list_images(records, config.root, roots)
+    for problem in found.problems:
+        print(f"gear: {problem}", file=sys.stderr)
     if as_json:
-        output.print_json(
-            [
-                {
-                    "image": str(record.image),
-                    "gear_image": str(record.gear_image),
-                    "index": str(record.index),
-                    "objects": record.objects,
-                    "size_bytes": record.size_bytes,
-                    "created_s": record.created_s,
-                }
-                for record in records
-            ]
-        )
-        return
-    output.print_table(
-        ("IMAGE", "INDEX", "OBJECTS", "SIZE", "BUILT"),
-        [
-            (
-                str(record.gear_image),
-                record.index.hex[:12],
-                str(record.objects),
-                output.size(record.size_bytes),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created_s)),
-            )
-            for record in records
-        ],
+        output.print_json([asdict(image) for image in found.images])
+    else:
+        output.print_table(_TITLES, [_row(image) for image in found.images])
+    if failure is not None:
+        raise failure
+
+
+_TITLES = ("IMAGE", "INDEX", "OBJECTS", "SIZE", "BUILT", "WHERE", "CACHED")
+
+
+def _records(config: Config) -> tuple[list[ImageRecord], GearError | None]:
+    """The catalog's records; none, and why, when it does not answer."""
+    try:
+        return wiring.ask_catalog(config, lambda catalog: catalog.list_images()) or [], None
+    except GearError as error:
+        return [], error
+
+
+def _row(image: ListedImage) -> tuple[str, ...]:
+    places = {"pushed": image.pushed, "built": image.built, "node": image.installed}
+    built = "-"
+    if image.created_s is not None:
+        built = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.created_s))
+    cached = "-"
+    if image.cached_bytes is not None:
+        share = output.percent(image.cached_bytes, image.size_bytes)
+        cached = f"{output.size(image.cached_bytes)} ({share})"
+    return (
+        image.gear_image,
+        image.index.removeprefix("sha256:")[:12],
+        str(image.objects),
+        output.size(image.size_bytes),
+        built,
+        ",".join(place for place, is_there in places.items() if is_there),
+        cached,
     )

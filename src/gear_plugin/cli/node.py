@@ -5,19 +5,21 @@ that `gear graphdriver` and `gear client` need.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin import __version__
-from gear_plugin.config import Config
+from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
 from gear_plugin.layers import LayerStore, NodeImages, mounted_images
-from gear_plugin.rootfs import LazyLayer, LazyTree, Plan, Views, probe
+from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -31,6 +33,12 @@ _ANSWER_MARGIN_S = 5.0
 _DAEMON_START_S = 20.0
 _CLIENT_RESTART_S = 5.0
 """A killed client is back in about 1 s; an open of a missing file waits this long for it."""
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """The settings in force, for child processes."""
+    values = config.model_dump(exclude_none=True)
+    return {ENV_PREFIX + key.upper(): str(value) for key, value in values.items()}
 
 
 def local_client(config: Config) -> LocalClient:
@@ -78,7 +86,22 @@ def lazy_tree(config: Config) -> LazyTree:
     def fetch(image: str, digest: Digest) -> None:
         client.fetch(Digest.from_hex(image), digest)
 
-    return LazyTree(images.objects, fetch)
+    return LazyTree(images.objects, fetch, image_trees(config, images, fetch))
+
+
+def image_trees(
+    config: Config, images: NodeImages, fetch: Callable[[str, Digest], None]
+) -> ImageTrees:
+    """The whole trees of this node's images, their content from the cache."""
+
+    def open_object(image: str, digest: Digest) -> int:
+        path = config.root / "private" / image / digest.shard_path
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fetch(image, digest)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    return ImageTrees(images.view, open_object)
 
 
 class Healer:
@@ -146,6 +169,7 @@ class _Node:
     def _make(self, plan: Plan) -> LayerStore:
         config = self._config
         client, images = local_client(config), NodeImages(config.root)
+        images.remove_half_made()
         views = Views(
             config.run,
             config.root,

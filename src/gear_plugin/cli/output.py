@@ -53,6 +53,11 @@ def size(count_bytes: int) -> str:
     return f"{value:.3g} TB"
 
 
+def percent(part: int, whole: int) -> str:
+    """How much of *whole* that is; all of nothing is 100 %."""
+    return f"{100 * part / whole:.0f} %" if whole else "100 %"
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """Where a job's steps are shown while the block runs."""
@@ -84,6 +89,9 @@ class _Lines:
     def advance(self, count_bytes: int) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
 
 class _Bars:
     """One bar a step; rich is safe to call from any thread."""
@@ -98,6 +106,9 @@ class _Bars:
 
     def advance(self, count_bytes: int) -> None:
         self._bars.advance(self._task, count_bytes)
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
 
     def finish(self) -> None:
         """The step at hand is done, whatever its total said."""

@@ -5,17 +5,30 @@ Settings into concrete classes, for the commands that make and publish images.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gear_plugin.config import Config
-from gear_plugin.errors import SourceUnavailable
+from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable, TimedOut
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
-    from gear_plugin.content import DirectoryStore
+    from gear_plugin.content import DirectoryStore, ObjectSource
     from gear_plugin.jobs import DockerEngine
+    from gear_plugin.jobs.engine_facts import EngineFacts
+    from gear_plugin.jobs.index_sources import IndexFetcher
+    from gear_plugin.jobs.locate import IndexSource, Located
+    from gear_plugin.jobs.nodes import NodePlace
+
+_T = TypeVar("_T")
+
+_CATALOG_MARGIN_S = 5.0
+"""The catalog has a limit of its own; this is for what it does not see coming."""
+_QUICK_S = 3
+"""An engine that is asked on the way to something else gets no longer."""
 
 
 def engine(config: Config) -> DockerEngine:
@@ -50,5 +63,107 @@ def catalog(config: Config) -> Catalog:
     """The catalog, made if it is not there."""
     from gear_plugin.catalog import open_catalog
 
-    config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
-    return open_catalog(config.catalog)
+    try:
+        config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
+    except OSError as error:
+        raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
+    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
+
+
+def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
+    """
+    The answer of *question* about the catalog, in bounded time whatever hangs;
+    None: there is no catalog, and asking has not made one.
+
+    The question is asked in another process.  Raises what it or the catalog
+    raises, and TimedOut.
+    """
+    from gear_plugin.catalog import catalog_file
+    from gear_plugin.jobs.apart import call_apart
+
+    def ask() -> _T | None:
+        file = catalog_file(config.catalog)
+        if file is not None and not file.exists():
+            return None
+        with contextlib.closing(catalog(config)) as opened:
+            return question(opened)
+
+    outcome = call_apart(ask, timeout_s=config.catalog_timeout_s + _CATALOG_MARGIN_S)
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.trouble:
+        raise TimedOut(f"catalog {config.catalog}: {outcome.trouble}")
+    answer: _T | None = outcome.values[0]
+    return answer
+
+
+@contextlib.contextmanager
+def quick_engine(config: Config) -> Iterator[DockerEngine]:
+    """
+    The engine, if it answers at once; one that hangs would be waited for as
+    long as one that saves an image.  Raises EngineUnavailable.
+    """
+    _ask_engine(config)
+    with contextlib.closing(engine(config)) as connected:
+        yield connected
+
+
+def nodes(config: Config) -> list[NodePlace]:
+    """The nodes on this machine: the plugin's if there is one, and the settings' own."""
+    from gear_plugin.jobs.nodes import find_nodes
+
+    try:
+        facts = _ask_engine(config)
+    except EngineUnavailable:
+        facts = None
+    return find_nodes(config.root, config.run, facts)
+
+
+def _ask_engine(config: Config) -> EngineFacts:
+    from gear_plugin.jobs.engine_facts import ask_engine
+
+    host = config.docker_host or os.environ.get("DOCKER_HOST")
+    return ask_engine(host, os.environ, timeout_s=_QUICK_S)
+
+
+def index_sources(
+    config: Config,
+    places: Sequence[NodePlace],
+    only: str | None = None,
+    registry: IndexFetcher | None = None,
+) -> list[IndexSource]:
+    """
+    Where an image's index is looked for, in this order: the nodes *places*,
+    the build folder, the engine, the registry; with *only* in one kind of
+    place alone.
+    """
+    from gear_plugin.jobs import index_sources as kinds
+
+    sources: dict[str, list[IndexSource]] = {
+        "node": [kinds.NodeSource(place.root) for place in places],
+        "build": [kinds.BuildSource(config.root)],
+        "engine": [kinds.EngineSource(lambda: quick_engine(config))],
+        "registry": [kinds.RegistrySource(registry)] if registry else [],
+    }
+    return [source for kind in ([only] if only else sources) for source in sources[kind]]
+
+
+def object_sources(
+    config: Config, located: Located, places: Sequence[NodePlace]
+) -> list[ObjectSource]:
+    """Where the objects of an image are looked for: caches, the build folder, the store."""
+    from gear_plugin.content import DirectoryStore, FileSource
+    from gear_plugin.jobs import BuildFolder
+
+    index = located.manifest.index_digest.hex
+    folders = [
+        (f"cache of {place.name}", place.root / folder)
+        for place in places
+        for folder in ("public", f"private/{index}")
+    ]
+    build = BuildFolder.of(config.root, located.gear_image.original)
+    folders.append((f"build {build.path}", build.files))
+    return [
+        *(FileSource(name, path) for name, path in folders),
+        DirectoryStore(Path(config.store)),
+    ]

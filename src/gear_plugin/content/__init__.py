@@ -7,11 +7,12 @@ writer of the caches; every other process asks it through `LocalClient`.
 """
 
 from gear_plugin.content.ask import LocalClient
-from gear_plugin.content.base import CHUNK_BYTES, ObjectSource, ObjectStore
+from gear_plugin.content.base import CHUNK_BYTES, ObjectSource, ObjectStore, Put
 from gear_plugin.content.cache import Cache, Usage
 from gear_plugin.content.complete import Completer
 from gear_plugin.content.directory import DirectoryStore
 from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
+from gear_plugin.content.files import FileSource
 from gear_plugin.content.memory import MemoryStore
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "DirectoryStore",
     "FetchCounts",
     "Fetcher",
+    "FileSource",
     "LocalClient",
     "MemoryStore",
     "ObjectSource",
     "ObjectStore",
+    "Put",
     "SourceCounts",
     "Usage",
 ]

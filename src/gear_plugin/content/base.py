@@ -13,8 +13,9 @@ call them from a thread that can be given up (`fetch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +49,16 @@ class ObjectSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What became of an object that was put."""
+
+    is_new: bool
+    """False: the store had it already."""
+    stored_bytes: int
+    """What it takes in the store (compressed)."""
+
+
 class ObjectStore(ObjectSource, Protocol):
     """A source that objects can be put into, and that can say what it holds."""
 
@@ -64,8 +75,24 @@ class ObjectStore(ObjectSource, Protocol):
         an object that is there already is not read.
 
         Raises ContentCorrupt when *path* does not hash to *digest* (nothing is
-        stored), StorageFull, SourceUnavailable; OSError when *path* cannot be opened.
+        stored), StorageFull, SourceUnavailable; OSError when *path* cannot be read.
         """
+        ...
+
+    def put_all(
+        self, objects: Sequence[tuple[Digest, Path]], advance: Callable[[int], None]
+    ) -> list[Put]:
+        """
+        `put` each, all durable on return; many small ones together cost far less.
+
+        The digests must be distinct; the answers are in their order.
+        *advance* gets the bytes of content (uncompressed) as they are done.
+        When it raises, as `put` does, any of the objects may have been stored.
+        """
+        ...
+
+    def sweep(self) -> int:
+        """Remove what writers that died long ago have left; how many leftovers that was."""
         ...
 
     def list(self) -> Iterator[Digest]:

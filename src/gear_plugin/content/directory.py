@@ -3,11 +3,17 @@ An object store in a directory, local or on NFS.
 
     <root>/objects/<first 3 hex digits>/<other 61>        as it is
     <root>/objects/<first 3 hex digits>/<other 61>.zst    one zstd frame
+    <root>/incoming/.tmp-<16 hex>                         being written
 
-Which of the two is the writer's choice; readers look for both.  Files appear
-whole and durable (`durable.write_once`), read-only, and never change.  Any
-number of threads, processes and machines may write: names come from content,
-so the worst that a race leaves is one object in both forms, each right.
+Which of the two forms is the writer's choice; readers look for both.  Files
+appear whole and durable, read-only, and never change: the bytes are on disk
+before they have a name, and the name before `put` returns.  Any number of
+threads, processes and machines may write: names come from content, so the
+worst that a race leaves is one object in both forms, each right.
+
+Crash windows: before the name is given, a file is left in `incoming/`, which
+`sweep` takes away a day later; after it, the object is whole, and only its
+name may be lost until the directory is fsynced.
 
 Every method may block for as long as the filesystem does.
 """
@@ -15,18 +21,17 @@ Every method may block for as long as the filesystem does.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import threading
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import zstandard
 
-from gear_plugin.content.base import CHUNK_BYTES
-from gear_plugin.digest import Digest
-from gear_plugin.durable import is_full, sync_directory, write_once
+from gear_plugin.content.base import CHUNK_BYTES, Put
+from gear_plugin.content.incoming import Batch, Incoming
+from gear_plugin.digest import SHARD_HEX_DIGITS, Digest
+from gear_plugin.durable import TEMP_PREFIX, is_full, remove_stale, sync_directory
 from gear_plugin.errors import (
     BadDigest,
     ContentCorrupt,
@@ -36,16 +41,11 @@ from gear_plugin.errors import (
 )
 
 _ZST = ".zst"
-_LEVEL = 3
-# A file takes whole 4 KiB blocks, so below that compression saves no disk and
-# costs every reader a decompressor.
-_ALWAYS_RAW_BYTES = 4096
-# Compression must save 10 %, or reading costs CPU for nothing.
-_WORTH_IT = 0.9
-_SAMPLE_BYTES = 64 * 1024
 # Level 3 uses windows of at most 2 MiB; a frame that asks for more is not ours
 # and would cost each reader that much memory.
 _MAX_WINDOW_BYTES = 8 << 20
+# No single object takes a day to write; a clock may be wrong by hours.
+_STALE_S = 24 * 3600.0
 
 
 class DirectoryStore:
@@ -55,7 +55,7 @@ class DirectoryStore:
         self.name = f"store {root}"
         self._objects = root / "objects"
         self._objects_text = str(self._objects)
-        self._local = threading.local()
+        self._incoming = root / "incoming"
 
     @classmethod
     def create(cls, root: Path) -> DirectoryStore:
@@ -68,9 +68,12 @@ class DirectoryStore:
         """
         try:
             (root / "objects").mkdir(parents=True, exist_ok=True)
+            (root / "incoming").mkdir(exist_ok=True)
             sync_directory(root)
         except OSError as error:
-            raise SourceUnavailable(f"cannot make a store in {root}: {error}") from error
+            if is_full(error):
+                raise StorageFull(f"no room for a store in {root}; free space there") from error
+            raise SourceUnavailable(f"cannot make a store in {root}: {error.strerror}") from error
         return cls(root)
 
     @contextlib.contextmanager
@@ -86,17 +89,46 @@ class DirectoryStore:
         return self._find(digest) is not None
 
     def put(self, digest: Digest, path: Path) -> bool:
-        with path.open("rb") as source:
-            if self._find(digest) is not None:
-                # Another writer may not have got as far as this yet.
-                with self._unavailable(digest):
-                    sync_directory(self._objects / digest.hex[:3])
-                return False
-            size_bytes = os.fstat(source.fileno()).st_size
-            compress = self._worth_compressing(source, size_bytes)
-            source.seek(0)
-            name = digest.shard_path + (_ZST if compress else "")
-            return self._write(digest, source, self._objects / name, size_bytes, compress)
+        (put,) = self.put_all([(digest, path)], lambda _: None)
+        return put.is_new
+
+    def put_all(
+        self, objects: Sequence[tuple[Digest, Path]], advance: Callable[[int], None]
+    ) -> list[Put]:
+        puts: dict[Digest, Put] = {}
+        with Batch(self._incoming, self._writing) as batch:
+            for digest, path in objects:
+                with path.open("rb") as source:
+                    found = self._find(digest)
+                    if found is None:
+                        self._make_incoming()
+                        batch.add(digest, source, advance)
+                    else:
+                        puts[digest] = Put(False, found.st_size)
+                        advance(os.fstat(source.fileno()).st_size)
+            batch.sync()
+            with self._writing():
+                for incoming in batch:
+                    puts[incoming.digest] = self._publish(incoming)
+                # Also for those that were there: another writer may not have
+                # got as far as this yet.
+                for shard in sorted({digest.hex[:SHARD_HEX_DIGITS] for digest in puts}):
+                    sync_directory(self._objects / shard)
+                sync_directory(self._objects)
+        return [puts[digest] for digest, _ in objects]
+
+    def sweep(self) -> int:
+        with self._writing():
+            try:
+                with os.scandir(self._incoming) as entries:
+                    if next(entries, None) is None:
+                        return 0
+                # By the clock that stamps the files, which may be a server's.
+                with tempfile.NamedTemporaryFile(dir=self._incoming, prefix=TEMP_PREFIX) as probe:
+                    now_s = os.fstat(probe.fileno()).st_mtime
+                    return remove_stale(self._incoming, older_than_s=_STALE_S, now_s=now_s)
+            except FileNotFoundError:
+                return 0
 
     def list(self) -> Iterator[Digest]:
         self._check_present()
@@ -182,64 +214,39 @@ class DirectoryStore:
         except zstandard.ZstdError as error:
             raise ContentCorrupt(f"{self.name}, {digest}: not a zstd frame ({error})") from error
 
-    def _compressor(self) -> zstandard.ZstdCompressor:
-        # One a thread: a compressor is not thread-safe, and a new one an
-        # object would cost more than compressing a small file.
-        if not hasattr(self._local, "compressor"):
-            self._local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        compressor: zstandard.ZstdCompressor = self._local.compressor
-        return compressor
-
-    def _worth_compressing(self, source: BinaryIO, size_bytes: int) -> bool:
-        """Decide from the whole file when it is small, from three samples when it is large."""
-        if size_bytes <= _ALWAYS_RAW_BYTES:
-            return False
-        if size_bytes <= CHUNK_BYTES:
-            sample = source.read(size_bytes)
-        else:
-            last = size_bytes - _SAMPLE_BYTES
-            sample = b""
-            for offset in (0, last // 2, last):
-                source.seek(offset)
-                sample += source.read(_SAMPLE_BYTES)
-        return len(self._compressor().compress(sample)) <= len(sample) * _WORTH_IT
-
-    def _write(
-        self, digest: Digest, source: BinaryIO, target: Path, size_bytes: int, compress: bool
-    ) -> bool:
-        self._make_shard(target.parent)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever goes wrong inside is the store's fault."""
         try:
-            with write_once(target, replace=False) as file:
-                if compress:
-                    with self._compressor().stream_writer(
-                        file, size=size_bytes, closefd=False
-                    ) as out:
-                        actual = _copy(source, out, size_bytes)
-                else:
-                    actual = _copy(source, file, size_bytes)
-                if actual != digest:
-                    raise ContentCorrupt(
-                        f"{source.name} is {actual}, not {digest}; it changed while it was stored"
-                    )
-        except FileExistsError:
-            with self._unavailable(digest):
-                sync_directory(target.parent)
-            return False
-        except zstandard.ZstdError as error:
-            raise ContentCorrupt(f"{source.name} changed while it was stored: {error}") from error
+            yield
         except OSError as error:
-            raise SourceUnavailable(f"{self.name}, {digest}: {error}") from error
-        return True
+            if is_full(error):
+                raise StorageFull(
+                    f"{self.name} is full ({error.strerror}); free space there"
+                ) from error
+            raise SourceUnavailable(f"cannot write to {self.name}: {error.strerror}") from error
 
-    def _make_shard(self, shard: Path) -> None:
-        with self._unavailable(f"folder {shard.name}"):
-            if not shard.is_dir():
-                shard.mkdir(exist_ok=True)
-                sync_directory(self._objects)
+    def _make_incoming(self) -> None:
+        with self._writing():
+            if not self._incoming.is_dir():
+                self._incoming.mkdir(exist_ok=True)
 
-
-class _Writable(Protocol):
-    def write(self, data: bytes, /) -> int: ...
+    def _publish(self, incoming: Incoming) -> Put:
+        """Give the object its name, unless another writer was first."""
+        target = self._path(incoming.digest) + (_ZST if incoming.is_compressed else "")
+        try:
+            os.link(incoming.path, target)
+        except FileExistsError:
+            return Put(False, os.stat(target).st_size)
+        except FileNotFoundError:
+            if not os.path.exists(incoming.path):
+                raise SourceUnavailable(
+                    f"{self.name}: somebody removed {incoming.path} while it was written; try again"
+                ) from None
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(target))
+            return self._publish(incoming)
+        return Put(True, incoming.stored_bytes)
 
 
 class _ChunkReader:
@@ -250,13 +257,3 @@ class _ChunkReader:
 
     def read(self, _size: int = -1) -> bytes:
         return next(self._chunks, b"")
-
-
-def _copy(source: BinaryIO, target: _Writable, size: int) -> Digest:
-    """Copy *size* bytes, or what there is; the digest of what was copied."""
-    sha256 = hashlib.sha256()
-    while size and (chunk := source.read(min(CHUNK_BYTES, size))):
-        sha256.update(chunk)
-        target.write(chunk)
-        size -= len(chunk)
-    return Digest(sha256.digest())

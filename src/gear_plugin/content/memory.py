@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gear_plugin.content.base import CHUNK_BYTES
+from gear_plugin.content.base import CHUNK_BYTES, Put
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound
 
@@ -40,6 +40,18 @@ class MemoryStore:
             is_new = digest not in self._objects
             self._objects[digest] = content
             return is_new
+
+    def put_all(
+        self, objects: Sequence[tuple[Digest, Path]], advance: Callable[[int], None]
+    ) -> list[Put]:
+        puts = []
+        for digest, path in objects:
+            puts.append(Put(self.put(digest, path), self.size(digest)))
+            advance(self.size(digest))
+        return puts
+
+    def sweep(self) -> int:
+        return 0
 
     def list(self) -> Iterator[Digest]:
         with self._lock:

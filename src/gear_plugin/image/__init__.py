@@ -10,6 +10,7 @@ from gear_plugin.image.entry import NO_XATTRS, Directory, Inode, Kind
 from gear_plugin.image.erofs import write as write_erofs
 from gear_plugin.image.erofs_format import Buffer
 from gear_plugin.image.erofs_reader import read as read_erofs
+from gear_plugin.image.erofs_view import ErofsView, Status
 from gear_plugin.image.flatten import Content, Flattened, flatten
 from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, write_layer
 from gear_plugin.image.manifest import (
@@ -20,7 +21,10 @@ from gear_plugin.image.manifest import (
     chunk_count,
 )
 from gear_plugin.image.objects import ObjectTable
+from gear_plugin.image.tar_header import BLOCK as TAR_BLOCK
+from gear_plugin.image.tar_header import tar_header, tar_padding
 from gear_plugin.image.tree import Totals, Tree
+from gear_plugin.image.tree_tar import write_tree
 
 __all__ = [
     "CHUNK_BYTES",
@@ -30,10 +34,12 @@ __all__ = [
     "LARGE_OBJECT_BYTES",
     "MANIFEST_NAME",
     "NO_XATTRS",
+    "TAR_BLOCK",
     "Buffer",
     "CheckedIndex",
     "Content",
     "Directory",
+    "ErofsView",
     "Flattened",
     "Inode",
     "Kind",
@@ -42,6 +48,7 @@ __all__ = [
     "ObjectTable",
     "SeekableSource",
     "Source",
+    "Status",
     "TarReader",
     "Totals",
     "Tree",
@@ -49,6 +56,9 @@ __all__ = [
     "chunk_count",
     "flatten",
     "read_erofs",
+    "tar_header",
+    "tar_padding",
     "write_erofs",
     "write_layer",
+    "write_tree",
 ]

@@ -97,9 +97,12 @@ class Member:
         The time that an unpacked file gets.
 
         docker turns a time before 1970, or one that 64 bits of nanoseconds
-        cannot hold, into 1970 (moby pkg/system/chtimes.go, v20.10.24).
+        cannot hold, into 1970, but for symbolic links, whose time it sets by
+        another call (moby pkg/archive createTarFile and
+        pkg/system/chtimes.go, v20.10.24).
         """
-        return self.mtime_ns if 0 <= self.mtime_ns < 2**63 else 0
+        first = -(2**63) if self.kind is Kind.SYMLINK else 0
+        return self.mtime_ns if first <= self.mtime_ns < 2**63 else 0
 
 
 class TarReader:

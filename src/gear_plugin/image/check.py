@@ -35,10 +35,10 @@ def check_index(erofs: Buffer, manifest: bytes) -> CheckedIndex:
     decoded = Manifest.decode(manifest)
     if Digest(hashlib.sha256(erofs).digest()) != decoded.index_digest:
         raise IndexDamaged("index: index.erofs is not the one that the manifest names")
-    tree = erofs_reader.read(erofs)
-    if tree.totals() != decoded.totals:
+    found = erofs_reader.scan(erofs)
+    if found.totals != decoded.totals:
         raise IndexDamaged("index: index.erofs holds not as much as the manifest says")
-    objects = ObjectTable.build(tree)
+    objects = ObjectTable.build(found.sizes)
     table = ObjectTable(objects)
     for digest, chunks in decoded.chunks.items():
         size = table.size(digest)

@@ -16,8 +16,9 @@ import stat
 from collections import Counter
 from typing import NamedTuple
 
+from gear_plugin.digest import Digest
 from gear_plugin.errors import IndexDamaged
-from gear_plugin.image import erofs_xattrs
+from gear_plugin.image import erofs_plain, erofs_xattrs
 from gear_plugin.image.entry import (
     MAX_NAME_BYTES,
     MAX_PATH_BYTES,
@@ -53,12 +54,13 @@ from gear_plugin.image.erofs_format import (
     encode_super,
     super_checksum,
 )
-from gear_plugin.image.tree import Tree
+from gear_plugin.image.tree import Totals, Tree
 
 _LAYOUTS = {
     FORMAT_EXTENDED | layout << LAYOUT_SHIFT: layout
     for layout in (LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED)
 }
+_DIRECTORY = FILE_TYPES[Kind.DIR]
 _HOLE = NULL_BLOCK.to_bytes(4, "little")
 _NO_RESERVED = bytes(16)
 
@@ -72,6 +74,23 @@ def read(buffer: Buffer) -> Tree:
     """
     with memoryview(buffer) as data:
         return _Reader(data).tree()
+
+
+class Scan(NamedTuple):
+    """What an index holds altogether: its totals, and each object's size by its raw digest."""
+
+    totals: Totals
+    sizes: dict[bytes, int]
+
+
+def scan(buffer: Buffer) -> Scan:
+    """
+    Check an `index.erofs` exactly as `read` does, without making its tree.
+
+    Raises IndexDamaged, also if one object has two sizes.
+    """
+    with memoryview(buffer) as data:
+        return _Scanner(data).scan()
 
 
 class _Place(NamedTuple):
@@ -89,7 +108,7 @@ class _Reader:
         self._unread = len(data)
         self._inodes: dict[int, Inode] = {}
         self._links: dict[int, int] = {}
-        self._names: Counter[int] = Counter()
+        self._names: dict[int, int] = {}
 
     def tree(self) -> Tree:
         """Read everything, from the superblock on."""
@@ -102,26 +121,28 @@ class _Reader:
             nid, directory, content, parent_nid, depth_bytes = stack.pop()
             subdirectories = 0
             dots = {b".": nid, b"..": parent_nid}
-            for name, child_nid, file_type in _dirents(content):
-                if name in dots:
-                    if dots.pop(name) != child_nid or file_type != FILE_TYPES[Kind.DIR]:
-                        raise IndexDamaged("index: '.' or '..' leads somewhere else")
-                    continue
-                path_bytes = depth_bytes + len(name)
-                if len(name) > MAX_NAME_BYTES or path_bytes > MAX_PATH_BYTES:
-                    raise IndexDamaged("index: a name longer than Linux allows")
-                if file_type == FILE_TYPES[Kind.DIR]:
+            names, found = dirents(content)
+            longest = max(map(len, names), default=0)
+            if longest > MAX_NAME_BYTES or depth_bytes + longest > MAX_PATH_BYTES:
+                raise IndexDamaged("index: a name longer than Linux allows")
+            children = directory.children
+            for name, (child_nid, _, file_type, _) in zip(names, found, strict=True):
+                if file_type != _DIRECTORY:
+                    children[name] = self._other(child_nid, file_type)
+                elif name not in dots:
                     child, child_content = self._directory(child_nid)
-                    stack.append((child_nid, child, child_content, nid, path_bytes + 1))
-                    directory.children[name] = child
+                    stack.append(
+                        (child_nid, child, child_content, nid, depth_bytes + len(name) + 1)
+                    )
+                    children[name] = child
                     subdirectories += 1
-                else:
-                    directory.children[name] = self._other(child_nid, file_type)
+                elif dots.pop(name) != child_nid:
+                    raise IndexDamaged("index: '.' or '..' leads somewhere else")
             if dots:
                 raise IndexDamaged("index: a directory without '.' or '..'")
             if self._links[nid] != 2 + subdirectories:
                 raise IndexDamaged(f"index: wrong link count of inode {nid}")
-        if any(self._links[nid] != count for nid, count in self._names.items()):
+        if not self._names.items() <= self._links.items():
             raise IndexDamaged("index: wrong link count of a file")
         if len(self._inodes) != inodes:
             raise IndexDamaged(f"index: {len(self._inodes)} inodes found, {inodes} announced")
@@ -168,12 +189,35 @@ class _Reader:
         """The inode at *nid*, which is no directory; the same one for each of its names."""
         inode = self._inodes.get(nid)
         if inode is None:
-            inode, _ = self._inode(nid)
-            self._inodes[nid] = inode
+            inode = self._inodes[nid] = self._new(nid)
         if FILE_TYPES[inode.kind] != file_type:
             raise IndexDamaged(f"index: inode {nid} is of another type than its name says")
-        self._names[nid] += 1
+        self._names[nid] = self._names.get(nid, 0) + 1
         return inode
+
+    def _new(self, nid: int) -> Inode:
+        """The inode at *nid*, which is no directory, read for the first time."""
+        plain = self._plain(nid)
+        if plain is None:
+            return self._inode(nid)[0]
+        return Inode(
+            Kind.FILE,
+            plain.mode,
+            plain.uid,
+            plain.gid,
+            plain.mtime_ns,
+            plain.size,
+            digest=Digest(plain.digest),
+        )
+
+    def _plain(self, nid: int) -> erofs_plain.PlainFile | None:
+        """The inode at *nid* if it is a plain file, accounted for; else nothing happened."""
+        plain = erofs_plain.read(self._data, nid << SLOT_BITS)
+        if plain is None or self._unread < erofs_plain.RECORD_BYTES:
+            return None
+        self._unread -= erofs_plain.RECORD_BYTES
+        self._links[nid] = plain.links
+        return plain
 
     def _inode(self, nid: int) -> tuple[Inode, bytes]:
         """The inode at *nid*, and its data if it is a directory."""
@@ -257,6 +301,40 @@ class _Reader:
             raise IndexDamaged(f"index: inode {nid} reaches out of bounds or over another")
 
 
+class _Scanner(_Reader):
+    """Walks as the reader does and keeps only counts and sizes."""
+
+    _PLAIN = Inode(Kind.FILE, 0, 0, 0, 0)
+    """Stands for every plain file: their names are looked at, and nothing else."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__(data)
+        self._sizes: dict[bytes, int] = {}
+
+    def scan(self) -> Scan:
+        """Read everything; see the function."""
+        self.tree()
+        kinds = Counter(inode.kind for inode in self._inodes.values())
+        others = len(self._inodes) - kinds[Kind.FILE] - kinds[Kind.DIR]
+        total_bytes = sum(self._sizes.values())
+        counts = (kinds[Kind.FILE], kinds[Kind.DIR], others, len(self._sizes), total_bytes)
+        return Scan(Totals(*counts), self._sizes)
+
+    def _new(self, nid: int) -> Inode:
+        plain = self._plain(nid)
+        if plain is not None:
+            self._note(plain.digest, plain.size)
+            return self._PLAIN
+        inode, _ = self._inode(nid)
+        if inode.digest is not None:
+            self._note(inode.digest.raw, inode.size)
+        return inode
+
+    def _note(self, digest: bytes, size: int) -> None:
+        if self._sizes.setdefault(digest, size) != size:
+            raise IndexDamaged(f"index: two files of different size are both sha256:{digest.hex()}")
+
+
 def _device(place: _Place, raw: RawInode, kind: Kind) -> tuple[int, int]:
     """Major and minor of a device; both are 0 for a fifo."""
     if place.layout != LAYOUT_PLAIN or raw.size or (kind is Kind.FIFO and raw.union):
@@ -266,10 +344,10 @@ def _device(place: _Place, raw: RawInode, kind: Kind) -> tuple[int, int]:
     return decode_device(raw.union)
 
 
-def _dirents(content: bytes) -> list[tuple[bytes, int, int]]:
-    """The (name, nid, file type) of a directory's data, strictly in order."""
-    entries: list[tuple[bytes, int, int]] = []
-    last = b""
+def dirents(content: bytes) -> tuple[list[bytes], list[tuple[int, int, int, int]]]:
+    """The names of a directory's data, strictly in order, and beside them its entries (DIRENT)."""
+    names: list[bytes] = []
+    entries: list[tuple[int, int, int, int]] = []
     for start in range(0, len(content), BLOCK):
         block = content[start : start + BLOCK]
         names_at = int.from_bytes(block[8:10], "little")
@@ -278,13 +356,13 @@ def _dirents(content: bytes) -> list[tuple[bytes, int, int]]:
         # Only the last name of a block may be followed by zeros.
         end = len(block.rstrip(b"\0"))
         found = list(DIRENT.iter_unpack(block[:names_at]))
-        ends = [offset for _, offset, _, _ in found[1:]] + [end]
-        at = names_at
-        for (nid, offset, file_type, zero), following in zip(found, ends, strict=True):
-            name = block[offset:following]
-            if offset != at or name <= last or zero or b"/" in name or b"\0" in name:
-                raise IndexDamaged("index: a malformed or misplaced name in a directory")
-            entries.append((name, nid, file_type))
-            last = name
-            at = following
-    return entries
+        offsets = [entry[1] for entry in found]
+        # Where offsets do not ascend, a name is empty and so not in order.
+        names += map(block.__getitem__, map(slice, offsets, [*offsets[1:], end]))
+        entries += found
+        text = block[names_at:end]
+        if offsets[0] != names_at or b"/" in text or b"\0" in text or any(e[3] for e in found):
+            raise IndexDamaged("index: a malformed name in a directory")
+    if len(set(names)) != len(names) or sorted(names) != names or b"" in names[:1]:
+        raise IndexDamaged("index: names of a directory out of order")
+    return names, entries

@@ -50,7 +50,7 @@ def body_size(count: int) -> int:
 def encode(xattrs: Mapping[bytes, bytes], digest: Digest | None) -> bytes:
     """The xattr body of an inode; empty if it has none.  Raises Unsupported."""
     if digest is not None:
-        parts = [_CONTENT_HEAD, digest.shard_path.encode(), _CONTENT_PAD]
+        parts = [CONTENT_HEAD, digest.shard_path.encode(), CONTENT_PAD]
     elif xattrs:
         parts = [_HEADER]
     else:
@@ -72,11 +72,11 @@ def decode(body: bytes) -> tuple[Mapping[bytes, bytes], Digest | None]:
     Raises IndexDamaged, also for an overlay xattr that `encode` would not
     have written.
     """
-    if body[: len(_CONTENT_HEAD)] == _CONTENT_HEAD:
-        end = len(_CONTENT_HEAD) + _PATH_BYTES
-        digest = _digest(body[len(_CONTENT_HEAD) : end])
-        at = end + len(_CONTENT_PAD)
-        if body[end:at] != _CONTENT_PAD:
+    if body[: len(CONTENT_HEAD)] == CONTENT_HEAD:
+        end = len(CONTENT_HEAD) + PATH_BYTES
+        digest = _digest(body[len(CONTENT_HEAD) : end])
+        at = end + len(CONTENT_PAD)
+        if body[end:at] != CONTENT_PAD:
             raise IndexDamaged("index: an xattr's padding is not zero")
         return (_entries(body, at) if len(body) > at else NO_XATTRS), digest
     if body[: len(_HEADER)] != _HEADER:
@@ -127,11 +127,11 @@ def _digest(shard_path: bytes) -> Digest:
         raise IndexDamaged(f"index: a redirect to no object: {shard_path!r}") from error
 
 
-_PATH_BYTES = 3 + 1 + 61
-_REDIRECT_ENTRY = _entry(_REDIRECT, b"/" + bytes(_PATH_BYTES))
-_CONTENT_PAD = bytes(-(4 + len(_REDIRECT) - len(b"trusted.") + 1 + _PATH_BYTES) % 4)
-_CONTENT_HEAD = (
+PATH_BYTES = 3 + 1 + 61
+_REDIRECT_ENTRY = _entry(_REDIRECT, b"/" + bytes(PATH_BYTES))
+CONTENT_PAD = bytes(-(4 + len(_REDIRECT) - len(b"trusted.") + 1 + PATH_BYTES) % 4)
+CONTENT_HEAD = (
     _HEADER
     + _entry(_METACOPY, b"")
-    + _REDIRECT_ENTRY[: len(_REDIRECT_ENTRY) - _PATH_BYTES - len(_CONTENT_PAD)]
+    + _REDIRECT_ENTRY[: len(_REDIRECT_ENTRY) - PATH_BYTES - len(CONTENT_PAD)]
 )

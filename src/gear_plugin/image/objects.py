@@ -10,12 +10,11 @@ file of any size.  Safe from any thread as long as the buffer stays.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gear_plugin.digest import Digest
 from gear_plugin.errors import IndexDamaged
 from gear_plugin.image.erofs_format import Buffer
-from gear_plugin.image.tree import Tree
 
 _RECORD = struct.Struct("<32sQ")
 _DIGEST_BYTES = 32
@@ -33,22 +32,9 @@ class ObjectTable:
         self._count = len(buffer) // _RECORD.size
 
     @staticmethod
-    def build(tree: Tree) -> bytes:
-        """
-        The table of *tree*'s objects.
-
-        Raises IndexDamaged if one object has two sizes.
-        """
-        sizes: dict[Digest, int] = {}
-        for inode in tree.inodes():
-            if inode.digest is not None and sizes.setdefault(inode.digest, inode.size) != (
-                inode.size
-            ):
-                raise IndexDamaged(f"index: two files of different size are both {inode.digest}")
-        return b"".join(
-            _RECORD.pack(raw, size)
-            for raw, size in sorted((digest.raw, size) for digest, size in sizes.items())
-        )
+    def build(sizes: Mapping[bytes, int]) -> bytes:
+        """The table of the objects with these *sizes*, by raw digest."""
+        return b"".join([_RECORD.pack(raw, sizes[raw]) for raw in sorted(sizes)])
 
     def size(self, digest: Digest) -> int | None:
         """The object's size in bytes; None: not in the table.  A binary search."""

@@ -2,7 +2,8 @@
 Long work: each job is one function and one result value.
 
 A job is called from one thread, starts its own, and has ended them when it
-returns or raises; after an interrupt (KeyboardInterrupt) too.
+returns or raises; after an interrupt (KeyboardInterrupt) too.  But for those
+that hang in a store or catalog that was given up (`watched`).
 """
 
 from gear_plugin.jobs.build import build
@@ -10,6 +11,7 @@ from gear_plugin.jobs.engine import DockerEngine, Engine
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
 from gear_plugin.jobs.progress import Progress
 from gear_plugin.jobs.push import PushResult, push
+from gear_plugin.jobs.watched import Watch
 
 __all__ = [
     "BuildFolder",
@@ -18,6 +20,7 @@ __all__ = [
     "Engine",
     "Progress",
     "PushResult",
+    "Watch",
     "build",
     "push",
 ]

@@ -102,6 +102,17 @@ class BuildFolder:
         except (ValueError, TypeError) as error:
             raise IndexDamaged(f"{self._result} is damaged ({error}); build again") from error
 
+    def glance(self) -> BuildResult | None:
+        """
+        What was built here, at this moment and without holding it; None: nothing.
+
+        Raises IndexDamaged, and OSError when it may not be read.
+        """
+        try:
+            return self._read_result()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def built_s(self) -> int:
         """When it was made, Unix time."""
         return int(self._result.stat().st_mtime)

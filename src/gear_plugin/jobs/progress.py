@@ -17,3 +17,7 @@ class Progress(Protocol):
     def advance(self, count_bytes: int) -> None:
         """So many more bytes of the current step are done."""
         ...
+
+    def note(self, text: str) -> None:
+        """Something to know meanwhile, one line; the current step goes on."""
+        ...

@@ -4,41 +4,50 @@
 In this order, so that whoever can see a part can reach what it needs:
 objects into the store, then their names and the image's record into the
 catalog, last the index image to the registry.  Nobody can pull an index whose
-objects are not there.  A crash leaves objects that nothing names yet, and the
-next push finds them there.
+objects are not there.
+
+Crash windows: before the record, objects are left that nothing names yet, and
+the next push finds them there; after it, `gear images` shows an image whose
+index cannot be pulled yet, or is an older one, until the push is repeated.
+Two pushers at once store each object once, and the later record stands.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gear_plugin.catalog import Catalog, ImageRecord
 from gear_plugin.content import ObjectStore
 from gear_plugin.digest import Digest, object_id
-from gear_plugin.errors import Conflict, ContentNotFound, IndexDamaged
+from gear_plugin.errors import Conflict, IndexDamaged
 from gear_plugin.image import INDEX_NAME, TarReader, Tree, read_erofs
 from gear_plugin.jobs.build import digest_of_file
 from gear_plugin.jobs.engine import Engine
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
-from gear_plugin.jobs.parallel import for_each
 from gear_plugin.jobs.progress import Progress
+from gear_plugin.jobs.upload import upload
+from gear_plugin.jobs.watched import Watch
 from gear_plugin.names import ImageId
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What `gear push` did; sizes in bytes, uncompressed."""
+    """What `gear push` did; bytes of content, uncompressed, unless they say `stored`."""
 
     gear_image: str
     objects: int
+    """Distinct ones, however many files of the image hold them."""
+    object_bytes: int
     new_objects: int
-    sent_bytes: int
+    new_bytes: int
+    new_stored_bytes: int
+    """What the new ones take in the store: what was written."""
     saved_bytes: int
     """Of objects that the store had already."""
+    saved_stored_bytes: int
+    """What those take in the store: what did not have to be written."""
     index_bytes: int
     seconds: float
 
@@ -50,11 +59,14 @@ def push(
     catalog: Catalog,
     root: Path,
     progress: Progress,
+    *,
+    stall_s: float = 120.0,
 ) -> PushResult:
     """
     Push *gear_image*, which `gear build` made on this machine.
 
-    Safe to repeat.
+    A store or catalog that does nothing for *stall_s* is given up.  Safe to
+    repeat.
 
     Raises BadName (not a Gear image's name), ImageNotFound (not built here,
     or not in the engine), Conflict (the engine's image is another build, or
@@ -66,16 +78,17 @@ def push(
     with folder.in_use() as built:
         _check_same_build(gear_image, engine, folder, built)
         tree = _read_index(folder, built)
-        sent = _store_objects(tree, folder.files, store, progress)
-        _record(gear_image, folder, built, tree, catalog, progress)
+        watch = Watch(store.name, stall_s, progress)
+        sent = upload(tree.objects(), folder.files, store, watch, progress)
+        names = _names(built, tree)
+        progress.step(f"recording {len(names)} paths in the catalog")
+        record = _record(gear_image, folder, built)
+        Watch("the catalog", stall_s, progress).call(lambda: catalog.put_image(record, names))
         progress.step(f"pushing {gear_image} to its registry")
         engine.push(gear_image, progress)
     return PushResult(
         gear_image=str(gear_image),
-        objects=sent.objects,
-        new_objects=sent.new_objects,
-        sent_bytes=sent.sent_bytes,
-        saved_bytes=sent.saved_bytes,
+        **asdict(sent),
         index_bytes=built.index_bytes,
         seconds=round(time.monotonic() - begun, 3),
     )
@@ -106,68 +119,23 @@ def _read_index(folder: BuildFolder, built: BuildResult) -> Tree:
     raise IndexDamaged(f"{folder.index_tar} holds no index")
 
 
-class _Sent:
-    """Counts of what went into the store."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.objects = self.new_objects = self.sent_bytes = self.saved_bytes = 0
-
-    def add(self, size_bytes: int, *, is_new: bool) -> None:
-        with self._lock:
-            self.objects += 1
-            self.new_objects += is_new
-            self.sent_bytes += size_bytes if is_new else 0
-            self.saved_bytes += 0 if is_new else size_bytes
-
-
-def _store_objects(tree: Tree, files: Path, store: ObjectStore, progress: Progress) -> _Sent:
-    """Put every object of *tree*, or raise: then nothing will name them."""
-    objects = tree.objects()
-    progress.step(f"storing {len(objects)} objects", total_bytes=sum(objects.values()))
-    sent = _Sent()
-
-    def put(item: tuple[Digest, int]) -> None:
-        digest, size_bytes = item
-        try:
-            is_new = store.put(digest, files / digest.shard_path)
-        except FileNotFoundError as error:
-            raise ContentNotFound(
-                f"the build lacks {files / digest.shard_path}; run `gear build` again"
-            ) from error
-        sent.add(size_bytes, is_new=is_new)
-        progress.advance(size_bytes)
-
-    # Twice the processors: each put compresses, and then waits for the disk.
-    for_each(put, objects.items(), threads=2 * (os.cpu_count() or 1))
-    return sent
-
-
-def _record(
-    gear_image: ImageId,
-    folder: BuildFolder,
-    built: BuildResult,
-    tree: Tree,
-    catalog: Catalog,
-    progress: Progress,
-) -> None:
-    """The image and the OID of every path with content, hard links included."""
-    names = {
+def _names(built: BuildResult, tree: Tree) -> dict[str, Digest]:
+    """The OID of every path with content, hard links included."""
+    return {
         object_id(built.image, path): inode.digest
         for path, inode in tree.walk()
         if inode.digest is not None
     }
-    progress.step(f"recording {len(names)} paths in the catalog")
-    catalog.put_image(
-        ImageRecord(
-            image=gear_image.original,
-            gear_image=gear_image,
-            index=Digest.from_hex(built.index),
-            original=Digest.parse(built.original_id),
-            manifest=Digest.from_hex(built.manifest),
-            objects=built.objects,
-            size_bytes=built.object_bytes,
-            created_s=folder.built_s(),
-        ),
-        names,
+
+
+def _record(gear_image: ImageId, folder: BuildFolder, built: BuildResult) -> ImageRecord:
+    return ImageRecord(
+        image=gear_image.original,
+        gear_image=gear_image,
+        index=Digest.from_hex(built.index),
+        original=Digest.parse(built.original_id),
+        manifest=Digest.from_hex(built.manifest),
+        objects=built.objects,
+        size_bytes=built.object_bytes,
+        created_s=folder.built_s(),
     )

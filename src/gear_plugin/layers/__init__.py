@@ -4,7 +4,27 @@ read back as one.
 """
 
 from gear_plugin.layers.changes import Change, ChangeKind
+from gear_plugin.layers.checker import check_layer
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.installed import (
+    Cached,
+    InstalledImage,
+    cached,
+    installed_image,
+    installed_images,
+)
 from gear_plugin.layers.store import LayerStore, mounted_images
 
-__all__ = ["Change", "ChangeKind", "LayerStore", "NodeImages", "mounted_images"]
+__all__ = [
+    "Cached",
+    "Change",
+    "ChangeKind",
+    "InstalledImage",
+    "LayerStore",
+    "NodeImages",
+    "cached",
+    "check_layer",
+    "installed_image",
+    "installed_images",
+    "mounted_images",
+]

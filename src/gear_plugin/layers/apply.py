@@ -1,5 +1,5 @@
 """
-Feeding a tar stream to the unpacking process (`untar.py`).
+Feeding a tar stream to the unpacking process (`confined.untar`).
 
 This side only moves bytes: it reads the stream to its end whatever happens to
 the child, because dockerd hashes exactly what is read and takes an answer
@@ -36,7 +36,7 @@ def unpack(directory: Path, read: ReadChunk, *, lowest: bool) -> int:
     StorageFull, Unsupported, Unavailable (the process was killed), and
     whatever *read* raises.
     """
-    command = [sys.executable, "-m", "gear_plugin.layers.untar", str(directory)]
+    command = [sys.executable, "-m", "gear_plugin.confined.untar", str(directory)]
     child = subprocess.Popen(
         command + (["--lowest"] if lowest else []),
         stdin=subprocess.PIPE,

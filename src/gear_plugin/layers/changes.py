@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from gear_plugin.confined.whiteout import WHITEOUT, is_opaque, is_whiteout
 from gear_plugin.layers.tarout import Item
-from gear_plugin.layers.whiteout import WHITEOUT, is_opaque, is_whiteout
 
 
 class ChangeKind(IntEnum):

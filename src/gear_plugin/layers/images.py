@@ -25,42 +25,32 @@ import os
 import re
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gear_plugin import wire
 from gear_plugin.digest import Digest
 from gear_plugin.durable import storage_full, sync_directory
-from gear_plugin.errors import IndexDamaged, TimedOut
-from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, Manifest, ObjectTable
-from gear_plugin.layers import helper
+from gear_plugin.errors import IndexDamaged
+from gear_plugin.image import (
+    FOLDER,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    ErofsView,
+    Manifest,
+    ObjectTable,
+)
+from gear_plugin.layers.checker import Checker, check_layer
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Checker:
-    """
-    How the structure check is run: `command LAYER TABLE MEMORY_BYTES CPU_S`.
-
-    A check of 100,000 files needs about 200 MiB and 1 s; the limits leave
-    room for a million on a slow machine.
-    """
-
-    command: tuple[str, ...] = (sys.executable, "-m", "gear_plugin.layers.check")
-    memory_bytes: int = 2 << 30
-    cpu_s: int = 120
-    wall_s: float = 240.0
+_TEMP = ".tmp-"
+_STALE_S = 3600.0
+"""No install takes that long: its check alone is given up after 4 minutes."""
 
 
 class NodeImages:
@@ -72,12 +62,33 @@ class NodeImages:
         self._lock = threading.Lock()
         self._tables: dict[str, ObjectTable] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
-        for left in self._folder.glob(".tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
+
+    def remove_half_made(self) -> None:
+        """Remove what a crash left; other processes may be installing at this moment."""
+        for left in self._folder.glob(f"{_TEMP}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if left.lstat().st_mtime < time.time() - _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a layer that is about to be installed."""
+        with tempfile.TemporaryDirectory(prefix=_TEMP, dir=self._folder) as folder:
+            yield Path(folder)
 
     def index_file(self, image: str) -> Path:
         """The EROFS file of *image*."""
         return self._folder / image / "index.erofs"
+
+    def view(self, image: str) -> ErofsView | None:
+        """The tree of *image*, which was checked when it was installed; None: not on this node."""
+        if not _HEX.match(image):
+            return None
+        try:
+            with self.index_file(image).open("rb") as handle:
+                return ErofsView(_mapped(handle.fileno()))
+        except FileNotFoundError:
+            return None
 
     def manifest(self, image: str) -> Manifest:
         """The manifest of *image*, which must be installed."""
@@ -117,9 +128,9 @@ class NodeImages:
         if not _is_index(layer):
             return None
         with storage_full(self._folder / "any"):
-            temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self._folder))
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
             try:
-                found = self._check(layer, temporary / "objects")
+                found = check_layer(layer, temporary / "objects", self._checker)
                 image = str(found["index"])
                 if self.objects(image) is None:
                     self.remove(image)
@@ -152,39 +163,14 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = self._folder / (".tmp-" + secrets.token_hex(8))
+        gone = self._folder / (_TEMP + secrets.token_hex(8))
         with contextlib.suppress(FileNotFoundError):
             (self._folder / image).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _check(self, layer: Path, table: Path) -> dict[str, Any]:
-        """Run the structure check in a process that may die; its answer."""
-        checker = self._checker
-        limits = (str(checker.memory_bytes), str(checker.cpu_s))
-        try:
-            done = subprocess.run(
-                [*checker.command, str(layer), str(table), *limits],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=checker.wall_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise TimedOut(f"checking the index took more than {checker.wall_s:g} s") from error
-        answer = helper.answer(done.stdout)
-        if answer is None and done.returncode == -signal.SIGXCPU:
-            raise IndexDamaged(f"the index keeps its checker busy for more than {checker.cpu_s} s")
-        if answer is None:
-            raise IndexDamaged(
-                f"the process that checks the index {helper.ending(done.returncode)};"
-                " an index that cannot be checked is not mounted"
-            )
-        wire.raise_failure(answer)
-        return answer
-
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
-        temporary = self._folder / f".tmp-{image}"
+        temporary = self._folder / f"{_TEMP}{image}"
         try:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(image)

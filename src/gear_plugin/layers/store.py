@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
 from gear_plugin.image import FOLDER
@@ -31,9 +32,8 @@ from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
-from gear_plugin.layers.removal import remove_tree
 from gear_plugin.names import parse_layer_id
-from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, unmount
+from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, served_images, unmount
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class ImageViews(Protocol):
 
     def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
         """Call *mount* with the image's layers."""
+
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
+        """The last mount on the image may have gone; *is_used* tells."""
 
     def forget(self, image: str, /) -> None:
         """Unmount the image's own mounts."""
@@ -127,7 +130,7 @@ class LayerStore:
                 with contextlib.suppress(LayerNotFound):
                     index = folder.read().index
                 if is_mount(folder.merged):
-                    unmount(folder.merged, lazy=True)
+                    self._unmount(folder)
                 # A rename needs no inode and no block: it works on a full disk.
                 gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
                 folder.path.rename(gone)
@@ -170,7 +173,7 @@ class LayerStore:
         with self._locked(layer) as held:
             held.count = max(self._count(held, folder) - 1, 0)
             if held.count == 0 and is_mount(folder.merged):
-                unmount(folder.merged, lazy=True)
+                self._unmount(folder)
 
     def cleanup(self) -> None:
         """Unmount every layer; what is still in use goes with its last user."""
@@ -318,6 +321,13 @@ class LayerStore:
         else:
             self._views.use(index, mount)
 
+    def _unmount(self, folder: LayerFolder) -> None:
+        unmount(folder.merged, lazy=True)
+        with contextlib.suppress(LayerNotFound):
+            index = self._index_of(folder.read())
+            if index is not None:
+                self._views.release(index, lambda: index in mounted_images(self._folder.parent))
+
     @contextlib.contextmanager
     def _using(self, layer: str) -> Iterator[Path]:
         """The layer's tree, mounted for as long as the block runs; empty id: an empty folder."""
@@ -364,9 +374,10 @@ class LayerStore:
                 remove_tree(folder.applying)
 
     def _drop_image(self, image: str) -> None:
-        """Let go of *image* unless another layer of this node carries it too."""
+        """Let go of *image* unless another layer carries it too, or `gear fs` shows it."""
         with self._carrying:
-            if any(record.index == image for record in self._records()):
+            is_carried = any(record.index == image for record in self._records())
+            if is_carried or image in served_images():
                 return
             self._views.forget(image)
             self._images.remove(image)
@@ -399,9 +410,12 @@ class LayerStore:
 
 
 def mounted_images(root: Path) -> set[str]:
-    """The index digests of the images that mounted layers under *root* stand on."""
+    """
+    The index digests of the images that are in use: mounted layers under *root*
+    stand on them, or `gear fs` shows them.
+    """
     folder = root / "containers"
-    found: set[str] = set()
+    found = served_images()
     for point, _ in mounts():
         if point.name == "merged" and point.parent.parent == folder:
             with contextlib.suppress(LayerNotFound):

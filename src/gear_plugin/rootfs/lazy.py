@@ -38,6 +38,10 @@ class Generation:
         """The trigger layer of *image*."""
         return Path(self.mountpoint) / "objects" / image
 
+    def tree(self, image: str) -> Path:
+        """The whole tree of *image*."""
+        return Path(self.mountpoint) / "trees" / image
+
     @property
     def error(self) -> Path:
         """The layer that turns what is missing into EIO."""

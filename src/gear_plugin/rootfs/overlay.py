@@ -1,10 +1,12 @@
 """
 How a container's tree appears under a path: one overlay, put together in one
-of two ways.
+of three ways.
 
-    direct   one overlay: upper, ordinary layers, index (EROFS), data layers
-    nested   a read-only overlay per image (index + data layers), mounted once;
-             the container's plain overlay stands on it
+    direct      one overlay: upper, ordinary layers, index (EROFS), data layers
+    nested      a read-only overlay per image (index + data layers), mounted
+                once; the container's plain overlay stands on it
+    fuse-tree   the image's whole tree, as the FUSE daemon shows it, is the
+                lowest layer of a plain overlay
 
 `probe` finds out by really mounting a tiny image which ways this kernel has.
 Kernel facts: Documentation/filesystems/overlayfs.rst, "Metadata only copy up"
@@ -19,7 +21,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -61,15 +63,21 @@ class Way(StrEnum):
 
     DIRECT = "direct"
     NESTED = "nested"
+    FUSE_TREE = "fuse-tree"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What this kernel can do: the way in use, and how an index file is mounted."""
+    """
+    What this kernel can do: the way in use, and how an index file is mounted.
+
+    `refusals` has a line for each way that does not work, with the kernel's reason.
+    """
 
     way: Way
     loop_index: bool
     available: tuple[Way, ...]
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class Stack:
     One tree to mount.
 
     `lowers` are ordinary layers, topmost first; `view` is the Gear image
-    below them, or the nested overlay's path once it is mounted.  Without
+    below them, or the path where its whole tree is shown.  Without
     `upper` the mount is read-only, and needs at least two layers.
     """
 
@@ -98,24 +106,38 @@ class Stack:
 
 def mount_stack(target: Path, stack: Stack) -> None:
     """Mount *stack* on *target*; raises MountFailed."""
-    options: list[syscalls.Option] = [*_PLAIN]
-    options += [("lowerdir+", str(lower)) for lower in stack.lowers]
+    lowers = list(stack.lowers)
+    data: tuple[Path, ...] = ()
     match stack.view:
         case View(index=index, data=data):
-            options.append(("lowerdir+", str(index)))
-            options += [("datadir+", str(layer)) for layer in data]
+            lowers.append(index)
         case Path():
-            options.append(("lowerdir+", str(stack.view)))
-    if stack.upper is not None:
-        options += [("upperdir", str(stack.upper)), ("workdir", str(stack.work))]
-    syscalls.mount_options("overlay", target, options)
+            lowers.append(stack.view)
+    _mount_overlay(target, _PLAIN, lowers, data, stack.upper, stack.work)
 
 
 def mount_view(target: Path, view: View) -> None:
     """Mount the read-only overlay of one image that the nested way stands on."""
-    options: list[syscalls.Option] = [*_VIEW, ("lowerdir+", str(view.index))]
-    options += [("datadir+", str(layer)) for layer in view.data]
-    syscalls.mount_options("overlay", target, options)
+    _mount_overlay(target, _VIEW, [view.index], view.data, None, None)
+
+
+def _mount_overlay(
+    target: Path,
+    options: Sequence[syscalls.Option],
+    lowers: Sequence[Path],
+    data: Sequence[Path],
+    upper: Path | None,
+    work: Path | None,
+) -> None:
+    if not syscalls.has_lowerdir_option():
+        syscalls.mount_overlay_by_string(target, options, lowers, data, upper, work)
+        return
+    listed: list[syscalls.Option] = [*options]
+    listed += [("lowerdir+", str(lower)) for lower in lowers]
+    listed += [("datadir+", str(layer)) for layer in data]
+    if upper is not None:
+        listed += [("upperdir", str(upper)), ("workdir", str(work))]
+    syscalls.mount_options("overlay", target, listed)
 
 
 def mount_index(index_file: Path, target: Path, *, loop: bool) -> None:
@@ -140,7 +162,7 @@ def probe(scratch: Path, forced: str = "auto") -> Plan:
     refusals = []
     found: dict[Way, bool] = {}
     for way in Way:
-        for loop in (False, True):
+        for loop in (False, True) if way is not Way.FUSE_TREE else (False,):
             try:
                 _try_mount(scratch, way, loop=loop)
             except (MountFailed, OSError) as error:
@@ -151,10 +173,10 @@ def probe(scratch: Path, forced: str = "auto") -> Plan:
     wanted = list(found) if forced == "auto" else [way for way in found if way == forced]
     if not wanted:
         asked = "no way of mounting Gear images works" if forced == "auto" else f"{forced} does not"
-        raise MountFailed(f"{asked} on this kernel ({' | '.join(refusals)}); Linux 6.7+ is needed")
+        raise MountFailed(f"{asked} on this kernel ({' | '.join(refusals)})")
     for refusal in refusals:
         log.info("not available: %s", refusal)
-    return Plan(wanted[0], found[wanted[0]], tuple(found))
+    return Plan(wanted[0], found[wanted[0]], tuple(found), tuple(refusals))
 
 
 def _try_mount(scratch: Path, way: Way, *, loop: bool) -> None:
@@ -168,8 +190,14 @@ def _try_mount(scratch: Path, way: Way, *, loop: bool) -> None:
         shard_path = base / "data" / Digest.of(content).shard_path
         shard_path.parent.mkdir(parents=True)
         shard_path.write_bytes(content)
-        mount_index(base / "index.erofs", index_dir, loop=loop)
         view: View | Path = View(index_dir, (base / "data",))
+        if way is Way.FUSE_TREE:
+            # Whether FUSE works is for its daemon to find out; any other
+            # folder stands for the tree that it will show.
+            (view_dir / "file").write_bytes(content)
+            view = view_dir
+        else:
+            mount_index(base / "index.erofs", index_dir, loop=loop)
         if way is Way.NESTED:
             mount_view(view_dir, View(index_dir, (base / "data",)))
             view = view_dir

@@ -5,12 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import click
+import pytest
 
 from gear_plugin import cli
+from gear_plugin.cli import listing
 from gear_plugin.errors import GearError
+from gear_plugin.image import Tree
 from gear_plugin.jobs import BuildResult, PushResult
+from gear_plugin.jobs.doctor import Finding, Status
+from gear_plugin.jobs.inspect import ImageReport
+from gear_plugin.jobs.listing import ListedImage
+from gear_plugin.jobs.restore import RestoreResult
 
 TEXT = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
 
@@ -47,11 +55,74 @@ def test_every_command_and_global_option_is_documented() -> None:
     assert set(documented) == options - {"--version"}
 
 
+VISIBLE = sorted(name for name, command in cli.cli.commands.items() if not command.hidden)
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_every_command_has_a_section(name: str) -> None:
+    """
+    With an example or synopsis, and every option of it under both its names.
+    """
+    text = section(f"gear {name}")
+    assert re.search(rf"^    (?:sudo )?gear (?:--\w+ \S+ )?{name}\b", text, re.MULTILINE)
+    for param in cli.cli.commands[name].params:
+        if isinstance(param, click.Option) and not param.hidden:
+            for option in param.opts:
+                assert re.search(rf"{re.escape(option)}\b", text), f"{option} is not documented"
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_no_section_has_an_option_that_is_not_there(name: str) -> None:
+    """
+    Tables and synopses of a section name its command's own options alone.
+    """
+    text = section(f"gear {name}")
+    known = {option for param in cli.cli.commands[name].params for option in param.opts}
+    known |= {option for param in cli.cli.params for option in param.opts} | {"--help"}
+    rows = [line for line in text.splitlines() if line.startswith("| `-")]
+    synopses = [line for line in text.splitlines() if line.startswith(f"    gear {name}")]
+    ours = (re.split(r"\| (?:jq|grep)\b", line)[0] for line in synopses)
+    shown = re.findall(r"(?<![\w-])--?[a-z][\w-]*", "\n".join(ours))
+    shown += re.findall(r"`(--?[a-z][\w-]*)", "\n".join(row.split("|")[1] for row in rows))
+    assert set(shown) <= known
+
+
 def test_every_field_of_a_result_is_documented() -> None:
     """
     In the order in which `--json` prints them.
     """
-    for title, result in (("gear build", BuildResult), ("gear push", PushResult)):
+    results: tuple[tuple[str, type[Any]], ...] = (
+        ("gear build", BuildResult),
+        ("gear push", PushResult),
+        ("gear images", ListedImage),
+        ("gear inspect", ImageReport),
+        ("gear restore", RestoreResult),
+        ("gear doctor", Finding),
+    )
+    for title, result in results:
         listed = section(title).split("`--json`:")[1].partition("\n\n")[0]
         names = [field.name for field in dataclasses.fields(result)]
-        assert [word for word in re.findall(r"`(\w+)`", listed) if word in names] == names
+        found = dict.fromkeys(word for word in re.findall(r"`(\w+)`", listed) if word in names)
+        assert list(found) == names, title
+    entry = next(listing.entries(Tree()))
+    text = section("gear inspect").split("`--files --json`")[1]
+    found = dict.fromkeys(word for word in re.findall(r"`(\w+)`", text) if word in entry)
+    assert list(found) == list(entry)
+
+
+def test_every_status_of_doctor_is_documented() -> None:
+    """
+    And what each means for the exit code.
+    """
+    rows = re.findall(r"^\| `(\w+)` \| ", section("gear doctor"), re.MULTILINE)
+    assert rows[: len(Status)] == [str(status) for status in Status]
+
+
+def test_help_and_page_name_the_same_places() -> None:
+    """
+    Every choice of `--from`.
+    """
+    for name in ("inspect", "restore"):
+        (option,) = (p for p in cli.cli.commands[name].params if "--from" in p.opts)
+        assert isinstance(option.type, click.Choice)
+        assert all(f"`{place}`" in section("gear inspect") for place in option.type.choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,18 @@ def test_an_interrupt_is_130(run: Runner, capfd: pytest.CaptureFixture[str]) -> 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_output_that_nobody_reads_is_no_bug() -> None:
+    """
+    `gear ... | head` ends quietly.
+    """
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gear_plugin", "help"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
 def test_a_flag_beats_the_environment(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Each global option sets the field of its name.
@@ -184,14 +197,59 @@ def test_wrong_words_are_2(words: list[str]) -> None:
 
 def test_help_and_version() -> None:
     """
-    Help lists what users run, and none of what Gear starts itself.
+    Help lists what users run, by what it is for, and none of what Gear starts itself.
     """
     shown = gear("--help")
     assert shown.returncode == 0
-    listed = [line.split()[0] for line in shown.stdout.split("Commands:\n")[1].splitlines()]
-    assert listed == ["build", "client", "graphdriver", "images", "push"]
+    _, _, listing = shown.stdout.partition("Make and publish Gear images:\n")
+    listed = re.findall(r"^  ([a-z]+)  ", listing.partition("\nOptions:")[0], re.MULTILINE)
+    visible = {name for name, command in cli.cli.commands.items() if not command.hidden}
+    assert len(listed) == len(visible) and set(listed) == visible
+    assert listed.index("build") < listed.index("images") < listed.index("doctor")
+    assert "\nOthers:" not in shown.stdout
     assert "--plugin" not in shown.stdout
     assert gear("--version").stdout == f"gear, version {__version__}\n"
+
+
+def test_help_teaches_a_first_session() -> None:
+    """
+    Every command in it exists, with the options that it is shown with.
+    """
+    text = gear("--help").stdout.partition("Make and publish")[0]
+    shown = re.findall(r"^ +(?:sudo )?gear ([a-z]+)(.*)$", text, re.MULTILINE)
+    assert [name for name, _ in shown][:3] == ["build", "push", "images"]
+    for name, rest in shown:
+        known = {option for param in cli.cli.commands[name].params for option in param.opts}
+        assert {word for word in rest.split() if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, command in cli.cli.commands.items() if not command.hidden]
+)
+def test_every_command_has_an_example(name: str) -> None:
+    """
+    In `gear COMMAND --help` and `gear help COMMAND` alike; its options exist.
+    """
+    command = cli.cli.commands[name]
+    text = command.get_help(click.Context(command, info_name=name))
+    options = r"(?:--[a-z]+ \S+ )?"
+    examples = re.findall(rf"^ {{4,}}.*\bgear {options}{name}\b(.*)$", text, re.MULTILINE)
+    assert examples
+    known = {option for param in command.params for option in param.opts}
+    for example in examples:
+        words = example.partition("|")[0].split()
+        assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_help_for_one_command() -> None:
+    """
+    The same text both ways; an unknown one is 2 and says where to look.
+    """
+    assert gear("help", "build").stdout == gear("build", "--help").stdout
+    assert gear("help").stdout == gear("--help").stdout
+    unknown = gear("help", "nonsense")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "gear help" in unknown.stderr
 
 
 def test_heavy_libraries_wait_until_they_are_needed() -> None:

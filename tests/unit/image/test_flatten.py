@@ -286,6 +286,15 @@ def test_times_that_docker_does_not_apply_become_1970(mtime_ns: int, seen: int) 
     assert {node.mtime_ns for path, node in tree.walk() if path} == {seen}
 
 
+@pytest.mark.parametrize(("mtime_ns", "seen"), [(-1, -1), (-(2**63), -(2**63)), (2**63, 0)])
+def test_symbolic_links_keep_their_time_before_1970(mtime_ns: int, seen: int) -> None:
+    """
+    docker sets a link's time by another call, which does not cut it off.
+    """
+    tree = _merged([member(b"s", LINK, link=b"x", mtime_ns=mtime_ns)])
+    assert {node.mtime_ns for path, node in tree.walk() if path} == {seen}
+
+
 def test_contents_are_those_that_won_in_reading_order() -> None:
     """
     Replaced, hidden and empty files are not read; the rest comes layer by layer, forwards.

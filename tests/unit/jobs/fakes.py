@@ -78,6 +78,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int]] = []
+        self.notes: list[str] = []
         self._lock = threading.Lock()
 
     def step(self, text: str, *, total_bytes: int = 0) -> None:
@@ -87,3 +88,6 @@ class Recorder:
         with self._lock:
             text, total, done = self.steps[-1]
             self.steps[-1] = (text, total, done + count_bytes)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

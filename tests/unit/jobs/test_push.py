@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from gear_plugin.errors import (
     SourceUnavailable,
     StorageFull,
 )
-from gear_plugin.jobs import BuildFolder, BuildResult, build, push
+from gear_plugin.jobs import BuildFolder, BuildResult, Progress, build, push
 from gear_plugin.names import ImageId
 from tests.unit.image.tars import info, tar
 from tests.unit.jobs import saves
@@ -51,10 +52,10 @@ class World:
         return build(image, self.engine, self.root, self.progress)
 
     def push(self, image: ImageId = IMAGE) -> tuple[int, int, int, int]:
-        """Objects, new ones, bytes sent, bytes saved."""
+        """Objects, new ones, their bytes, the bytes of the others."""
         done = push(image.gear, self.engine, self.store, self.catalog, self.root, self.progress)
         assert done.gear_image == str(image.gear)
-        return done.objects, done.new_objects, done.sent_bytes, done.saved_bytes
+        return done.objects, done.new_objects, done.new_bytes, done.saved_bytes
 
     def object(self, content: bytes) -> Path:
         """Its file in the build folder."""
@@ -258,3 +259,92 @@ def test_no_build_replaces_the_folder_during_a_push(world: World) -> None:
     world.store = Meanwhile()
     world.push()
     assert seen == ["refused", "refused"]
+
+
+class Died(BaseException):
+    """The process is no more."""
+
+
+class Countdown:
+    """Dies at the nth step that anything takes."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Died
+
+
+class MortalStore(MemoryStore):
+    """May die before and after each object."""
+
+    def __init__(self, objects: MemoryStore, countdown: Countdown) -> None:
+        super().__init__()
+        self._objects = objects._objects
+        self._countdown = countdown
+
+    def put(self, digest: Digest, path: Path) -> bool:
+        self._countdown.step()
+        is_new = super().put(digest, path)
+        self._countdown.step()
+        return is_new
+
+
+class MortalCatalog(MemoryCatalog):
+    """May die before and after the record is made."""
+
+    def __init__(self, catalog: MemoryCatalog, countdown: Countdown) -> None:
+        super().__init__()
+        self._images = catalog._images
+        self._countdown = countdown
+
+    def put_image(self, record: ImageRecord, objects: Mapping[str, Digest]) -> None:
+        self._countdown.step()
+        super().put_image(record, objects)
+        self._countdown.step()
+
+
+class MortalEngine(FakeEngine):
+    """May die before and after the registry has the index."""
+
+    countdown = Countdown(10**9)
+
+    def push(self, image: ImageId, progress: Progress) -> None:
+        self.countdown.step()
+        super().push(image, progress)
+        self.countdown.step()
+
+
+def test_a_crash_at_any_point_leaves_nothing_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The registry's index has its record, the record its objects; the next push does the rest.
+    """
+    monkeypatch.setattr("gear_plugin.jobs.upload._THREADS", 1)
+    monkeypatch.setattr("gear_plugin.jobs.upload._BATCH_OBJECTS", 1)
+    crashes, has_died = 0, True
+    while has_died:
+        world = World(tmp_path / str(crashes))
+        world.engine = MortalEngine()
+        world.build()
+        store, catalog = world.store, world.catalog
+        countdown = world.engine.countdown = Countdown(crashes)
+        world.store = MortalStore(store, countdown)
+        world.catalog = MortalCatalog(catalog, countdown)
+        try:
+            world.push()
+            has_died = False
+        except Died:
+            crashes += 1
+        if world.engine.pushed:
+            assert catalog.list_images()
+        if catalog.list_images():
+            assert catalog.objects_of(IMAGE) == set(store.list())
+        countdown.left = 10**9
+        there = len(list(store.list()))
+        assert world.push()[:2] == (2, 2 - there)
+        assert catalog.objects_of(IMAGE) == set(store.list())
+    assert crashes == 8

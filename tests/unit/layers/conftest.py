@@ -17,6 +17,9 @@ class NoViews:
     def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
         raise AssertionError("no Gear image in this test")
 
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
+        raise AssertionError("no Gear image in this test")
+
     def forget(self, image: str, /) -> None:
         raise AssertionError("no Gear image in this test")
 

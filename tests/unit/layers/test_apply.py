@@ -32,6 +32,9 @@ class Views:
     def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
         self.used.append(image)
 
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
+        pass
+
     def forget(self, image: str, /) -> None:
         pass
 

@@ -12,7 +12,7 @@ import pytest
 from gear_plugin.errors import GearError, IndexDamaged, TimedOut, Unavailable
 from gear_plugin.layers import LayerStore, NodeImages
 from gear_plugin.layers.apply import unpack
-from gear_plugin.layers.images import Checker
+from gear_plugin.layers.checker import Checker
 from tests.unit.image.indexes import index
 from tests.unit.image.trees import file, tree_of
 
@@ -33,7 +33,7 @@ def shell(script: str) -> Checker:
 
 def real(change: str, memory_bytes: int = 2048 * MIB) -> Checker:
     """The real checker with *change* made to it first; 1 s of processor."""
-    script = f"import sys\nfrom gear_plugin.layers import check\n{change}\n"
+    script = f"import sys\nfrom gear_plugin.confined import check\n{change}\n"
     command = (sys.executable, "-c", script + "sys.exit(check.main(sys.argv[1:]))")
     return Checker(command=command, memory_bytes=memory_bytes, cpu_s=1)
 

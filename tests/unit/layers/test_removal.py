@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gear_plugin.confined.removal import remove_tree
 from gear_plugin.layers import LayerStore
-from gear_plugin.layers.removal import remove_tree
 
 from .conftest import make_store
 from .tars import reading, tar

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -265,11 +266,15 @@ def test_the_stream_is_read_to_its_end_even_after_a_failure(store: LayerStore) -
 
 def test_times_before_1970_become_1970(store: LayerStore, root: Path) -> None:
     """
-    As docker's own drivers do it, so that a file is the same on both.
+    As docker's own drivers do it, so that a file is the same on both; links keep theirs.
     """
     store.create("old", "", writable=False)
-    store.apply("old", reading(tar({"name": "f", "pax_headers": {"mtime": "-100.5"}})))
-    assert (root / "containers/old/upper/f").stat().st_mtime_ns == 0
+    old = {"pax_headers": {"mtime": "-100.5"}}
+    link = {"name": "l", "type": tarfile.SYMTYPE, "linkname": "f"}
+    store.apply("old", reading(tar({"name": "f", **old}, {**link, **old})))
+    upper = root / "containers/old/upper"
+    assert (upper / "f").stat().st_mtime_ns == 0
+    assert (upper / "l").lstat().st_mtime_ns == -100_500_000_000
 
 
 def test_create_refuses_what_exists_and_what_stands_on_nothing(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ class Node:
         self.daemon = self._start()
         data = ("public", f"fuse/objects/{IMAGE}", "private", "fuse/error")
         view: View | Path = View(base / "index", tuple(base / name for name in data))
+        if way is Way.FUSE_TREE:
+            view = base / "fuse" / "trees" / IMAGE
         if way is Way.NESTED:
             (base / "view").mkdir()
             mount_view(base / "view", View(base / "index", tuple(base / name for name in data)))
@@ -49,10 +52,9 @@ class Node:
         mount_stack(base / "merged", Stack((), view, base / "upper", base / "work"))
 
     def _start(self) -> subprocess.Popen[str]:
-        objects = [Digest.of(content).hex for content in CONTENTS.values()]
-        folders = [str(self.base / name) for name in ("fuse", "private", "supply")]
+        paths = [str(self.base / name) for name in ("fuse", "private", "supply", "index.erofs")]
         process = subprocess.Popen(
-            [sys.executable, fuse_daemon.__file__, *folders, *objects],
+            [sys.executable, fuse_daemon.__file__, *paths],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -78,7 +80,14 @@ class Node:
 
 @pytest.fixture(params=list(Way))
 def node(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Node]:
-    made = Node(tmp_path, request.param)
+    with running(tmp_path, request.param) as made:
+        yield made
+
+
+@contextmanager
+def running(tmp_path: Path, way: Way) -> Iterator[Node]:
+    """A node, and nothing left of it afterwards."""
+    made = Node(tmp_path, way)
     try:
         yield made
     finally:
@@ -131,16 +140,33 @@ def test_many_openers_of_many_files(node: Node) -> None:
     assert read == list(CONTENTS.values()) * 8
 
 
-def test_what_is_cached_outlives_the_daemon_and_the_cache_heals_the_rest(node: Node) -> None:
+@pytest.mark.parametrize("way", [Way.DIRECT, Way.NESTED])
+def test_what_is_cached_outlives_the_daemon_and_the_cache_heals_the_rest(
+    tmp_path: Path, way: Way
+) -> None:
     """
     After kill -9: cached files read, a missing one fails, and opens once it is in `public/`.
     """
-    node.put("supply", b"one")
-    node.read(b"one")
-    node.kill()
-    assert node.read(b"one") == CONTENTS[b"one"]
-    with pytest.raises(OSError) as caught:
-        node.read(b"two")
-    assert caught.value.errno == errno.ENOTCONN
-    node.put("public", b"two")
-    assert node.read(b"two") == CONTENTS[b"two"]
+    with running(tmp_path, way) as node:
+        node.put("supply", b"one")
+        node.read(b"one")
+        node.kill()
+        assert node.read(b"one") == CONTENTS[b"one"]
+        with pytest.raises(OSError) as caught:
+            node.read(b"two")
+        assert caught.value.errno == errno.ENOTCONN
+        node.put("public", b"two")
+        assert node.read(b"two") == CONTENTS[b"two"]
+
+
+def test_a_fuse_tree_ends_with_its_daemon_in_an_error(tmp_path: Path) -> None:
+    """
+    Here FUSE serves everything: what comes after kill -9 is ENOTCONN, never a hang.
+    """
+    with running(tmp_path, Way.FUSE_TREE) as node:
+        node.put("supply", b"one")
+        node.read(b"one")
+        node.kill()
+        with pytest.raises(OSError) as caught:
+            node.read(b"two")
+        assert caught.value.errno == errno.ENOTCONN

@@ -13,7 +13,17 @@ import pytest
 from gear_plugin.digest import Digest
 from gear_plugin.errors import MountFailed
 from gear_plugin.image import Inode, Kind, Tree, write_erofs
-from gear_plugin.rootfs import Plan, Stack, View, Way, is_mount, mount_index, mount_stack, probe
+from gear_plugin.rootfs import (
+    Plan,
+    Stack,
+    View,
+    Way,
+    is_mount,
+    mount_index,
+    mount_stack,
+    probe,
+    syscalls,
+)
 from gear_plugin.rootfs.overlay import mount_view
 from gear_plugin.rootfs.syscalls import mounts, unmount
 
@@ -65,11 +75,13 @@ def container(base: Path, view: View | Path) -> Path:
     return base / "merged"
 
 
-@pytest.fixture(params=list(Way))
-def merged(base: Path, request: pytest.FixtureRequest) -> Path:
-    """The container's tree, each way."""
+@pytest.fixture(params=["direct", "nested", "direct by string", "nested by string"])
+def merged(base: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The container's tree, each way, with an option a layer and as before Linux 6.7."""
+    if "string" in request.param:
+        monkeypatch.setattr(syscalls, "has_lowerdir_option", lambda: False)
     view: View | Path = image(base)
-    if request.param is Way.NESTED:
+    if request.param.startswith("nested"):
         assert isinstance(view, View)
         (base / "view").mkdir()
         mount_view(base / "view", view)
@@ -133,12 +145,32 @@ def test_a_missing_object_is_an_error_and_then_reads(base: Path, merged: Path) -
     assert (merged / "program").read_bytes() == CONTENT
 
 
-def test_probe_finds_both_ways_here_and_leaves_nothing(base: Path) -> None:
+def test_a_stack_of_130_layers_mounts_by_string(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
-    This project's machines have Linux 6.16 or newer; elsewhere nested is enough.
+    docker allows 125 layers, and the string of mount(2) ends at a page.
+    """
+    monkeypatch.setattr(syscalls, "has_lowerdir_option", lambda: False)
+    layers = []
+    for number in range(130):
+        layer = base / f"{number:0100d},:" / "upper"
+        layer.mkdir(parents=True)
+        (layer / f"file{number}").touch()
+        layers.append(layer)
+    for name in ("upper", "work", "merged"):
+        (base / name).mkdir()
+    mount_stack(base / "merged", Stack(tuple(layers), None, base / "upper", base / "work"))
+    assert len(list((base / "merged").iterdir())) == 130
+
+
+def test_probe_finds_all_ways_here_and_leaves_nothing(base: Path) -> None:
+    """
+    This project's machines have Linux 6.16 or newer; elsewhere one of them is enough.
     """
     plan = probe(base / "probe")
     assert plan.way in plan.available
+    assert Way.FUSE_TREE in plan.available
     assert list((base / "probe").iterdir()) == []
     assert not any(base in point.parents for point, _ in mounts())
 

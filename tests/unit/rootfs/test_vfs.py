@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import pytest
 
 from gear_plugin.digest import Digest
 from gear_plugin.errors import SourceUnavailable
-from gear_plugin.rootfs import LazyTree, Lookup
+from gear_plugin.rootfs import ImageTrees, LazyTree, Lookup
 
 IMAGE = "ab" * 32
 OBJECT, FOREIGN = Digest.of(b"one"), Digest.of(b"two")
@@ -32,7 +35,8 @@ def fetches() -> Fetches:
 
 @pytest.fixture
 def tree(fetches: Fetches) -> LazyTree:
-    return LazyTree(lambda image: {OBJECT} if image == IMAGE else None, fetches)
+    trees = ImageTrees(lambda image: None, lambda image, digest: os.open("/dev/null", os.O_RDONLY))
+    return LazyTree(lambda image: {OBJECT} if image == IMAGE else None, fetches, trees)
 
 
 def walk(tree: LazyTree, path: str) -> object:
@@ -41,7 +45,7 @@ def walk(tree: LazyTree, path: str) -> object:
     found: object = None
     for name in path.split("/"):
         found = tree.lookup(inode, name.encode())
-        if not isinstance(found, Lookup.Directory):
+        if not isinstance(found, Lookup.Inode):
             return found
         inode = found.inode
     return found
@@ -86,6 +90,8 @@ def test_an_image_reaches_only_what_its_index_names(tree: LazyTree, fetches: Fet
     [
         "nothing",
         f"objects/{'cd' * 32}",
+        f"trees/{'cd' * 32}",
+        "trees/..",
         "objects/..",
         f"objects/{IMAGE}/xyz",
         f"objects/{IMAGE}/ABC",
@@ -108,6 +114,5 @@ def test_directories_keep_their_inodes(tree: LazyTree) -> None:
     first = walk(tree, f"objects/{IMAGE}/abc")
     assert first == walk(tree, f"objects/{IMAGE}/abc")
     assert first != walk(tree, f"objects/{IMAGE}/abd")
-    assert isinstance(first, Lookup.Directory)
-    assert tree.is_directory(first.inode)
-    assert not tree.is_directory(first.inode + 10**6)
+    assert isinstance(first, Lookup.Inode)
+    assert stat.S_ISDIR(tree.status(first.inode).mode)

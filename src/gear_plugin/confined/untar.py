@@ -1,7 +1,7 @@
 """
 Unpacking one layer's tar into an empty directory, in a process of its own.
 
-Run as `python -m gear_plugin.layers.untar DIRECTORY [--lowest]` with the tar
+Run as `python -m gear_plugin.confined.untar DIRECTORY [--lowest]` with the tar
 on standard input; prints one JSON line, `{"size": n, "files": n}` or
 `{"error": class, "message": text}`.  The process changes its root to
 DIRECTORY first, so no name, symlink or hard link in the tar can reach
@@ -33,11 +33,11 @@ import stat
 import sys
 from collections.abc import Callable
 
+from gear_plugin.confined.removal import remove_tree
+from gear_plugin.confined.whiteout import AUFS_META, OPAQUE, WHITEOUT, is_whiteout
 from gear_plugin.durable import is_full
 from gear_plugin.errors import ArchiveMalformed, GearError, StorageFull, Unsupported
 from gear_plugin.image import Kind, Member, TarReader
-from gear_plugin.layers.removal import remove_tree
-from gear_plugin.layers.whiteout import AUFS_META, OPAQUE, WHITEOUT, is_whiteout
 
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _TARS_OWN = (b"trusted.", b"user.", b"system.posix_acl_")

@@ -1,7 +1,7 @@
 """
 The structure check of an index, as a process that may die.
 
-Run as `python -m gear_plugin.layers.check LAYER TABLE MEMORY_BYTES CPU_S`:
+Run as `python -m gear_plugin.confined.check LAYER TABLE MEMORY_BYTES CPU_S`:
 reads LAYER's index and manifest, writes the object table to TABLE, and prints
 one JSON line, `{"ok": true, "index": <64 hex>, "image": <name:tag>}` or a
 failure as gear_plugin.wire has it.  The kernel ends it when it wants more
