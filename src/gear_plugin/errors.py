@@ -24,7 +24,8 @@ Every error Gear raises on purpose, in one tree.
     │   ├── EngineUnavailable    no Docker engine, or it refused
     │   ├── DaemonUnavailable    the local client or FUSE daemon is down
     │   ├── TimedOut             a wait reached its limit
-    │   └── StorageFull          ENOSPC or EDQUOT
+    │   ├── StorageFull          ENOSPC or EDQUOT
+    │   └── StorageUnavailable   a disk of this node is read-only or broken
     ├── AccessDenied         a registry wants a login, or another one
     └── MountFailed          the kernel refused a mount
 
@@ -131,6 +132,10 @@ class TimedOut(Unavailable):
 
 class StorageFull(Unavailable):
     """The filesystem has no room left (ENOSPC or EDQUOT)."""
+
+
+class StorageUnavailable(Unavailable):
+    """A disk of this node refuses to be written or read, for another reason than being full."""
 
 
 class AccessDenied(GearError):

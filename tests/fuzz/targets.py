@@ -18,9 +18,14 @@ from gear_plugin.digest import Digest
 from gear_plugin.errors import ArchiveMalformed, GearError, IndexDamaged, Unsupported
 from gear_plugin.image import (
     Content,
+    Directory,
+    ErofsView,
+    Inode,
+    Kind,
     Manifest,
     Member,
     TarReader,
+    Tree,
     check_index,
     flatten,
     read_erofs,
@@ -78,12 +83,35 @@ def _erofs(data: bytes) -> bool:
     except IndexDamaged as error:
         _check_message(error)
         return False
+    _check_view(ErofsView(data), tree)
     written = write_erofs(tree)
     again = read_erofs(written)
     assert snapshot(again) == snapshot(tree)
     assert write_erofs(again) == written
     assert again.totals() == tree.totals()
     return True
+
+
+def _check_view(view: ErofsView, tree: Tree) -> None:
+    """What serves single inodes says the same as the tree."""
+    todo: list[tuple[int, Inode]] = [(view.root, tree.root)]
+    while todo:
+        nid, node = todo.pop()
+        status = view.status(nid)
+        assert (status.mode & 0o7777, status.uid, status.gid) == (node.mode, node.uid, node.gid)
+        assert (status.mtime_ns, status.device) == (node.mtime_ns, (node.major, node.minor))
+        assert view.xattrs(nid) == node.xattrs
+        assert view.digest(nid) == node.digest
+        if isinstance(node, Directory):
+            names = dict(view.entries(nid))
+            assert names.pop(b".") == nid
+            names.pop(b"..")
+            assert set(names) == set(node.children)
+            todo += [(inner, node.children[name]) for name, inner in names.items()]
+        elif node.kind is Kind.SYMLINK:
+            assert view.target(nid) == node.target
+        elif node.kind is Kind.FILE:
+            assert status.size == node.size
 
 
 def _layer(data: bytes) -> bool:

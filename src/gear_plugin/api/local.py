@@ -82,7 +82,7 @@ class LocalServer:
             self._path.unlink(missing_ok=True)
             listener.close()
             self._completer.stop_all()
-            self._cache.checkpoint()
+            self._take_checkpoint()
             log.info("stopped")
 
     def stop(self) -> None:
@@ -157,11 +157,16 @@ class LocalServer:
 
     def _keep_checkpoints(self) -> None:
         while not self._stopping.wait(_CHECKPOINT_S):
-            try:
-                self._cache.checkpoint()
-            except Exception:
-                # The last one stays in force: more to fetch again after a crash.
-                log.exception("cannot take the cache's checkpoint")
+            self._take_checkpoint()
+
+    def _take_checkpoint(self) -> None:
+        # Without it the last one stays in force: more to fetch again after a crash.
+        try:
+            self._cache.checkpoint()
+        except GearError as error:
+            log.warning("no checkpoint of the cache: %s", error)
+        except Exception:
+            log.exception("internal error: no checkpoint of the cache")
 
 
 def _refuse(connection: socket.socket, reason: str) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from gear_plugin.cli import node
 from gear_plugin.cli.supervisor import Supervisor
 from gear_plugin.config import Config
 from gear_plugin.rootfs import LazyLayer, LazyTree
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ def graphdriver(config: Config, socket: Path) -> None:
         dockerd --experimental --storage-driver gear
     """
     logs.setup(config.log_level, "supervisor")
+    healer = node.Healer(config)
     commands = {
         "api": [*_SELF, "run-api", "--socket", str(socket)],
         "client": [*_SELF, "client"],
@@ -63,7 +68,8 @@ def graphdriver(config: Config, socket: Path) -> None:
         config.run,
         commands,
         lazy=LazyLayer(config.run),
-        heal=lambda: node.heal(config),
+        heal=healer.heal,
+        resume=healer.resume,
         watchdog_s=config.watchdog_s,
     )
     supervisor.serve()
@@ -97,8 +103,15 @@ def run_api(config: Config, socket: Path) -> None:
 
     logs.setup(config.log_level, "api")
     _die_with_parent()
+
+    def make_app() -> Flask:
+        # Called in gunicorn's worker, which does not notice at once that its
+        # parent was killed: two would unpack layers in one folder.
+        _die_with_parent()
+        return node.graphdriver_app(config)
+
     serve(
-        lambda: node.graphdriver_app(config),
+        make_app,
         f"unix:{socket}",
         threads=_API_THREADS,
         log_level=config.log_level,

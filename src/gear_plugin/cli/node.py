@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _ANSWER_MARGIN_S = 5.0
 """The client answers within `fetch_timeout_s`; its caller waits a little longer."""
 _DAEMON_START_S = 20.0
+_CLIENT_RESTART_S = 5.0
+"""A killed client is back in about 1 s; an open of a missing file waits this long for it."""
 
 
 def as_environment(config: Config) -> dict[str, str]:
@@ -41,7 +43,11 @@ def as_environment(config: Config) -> dict[str, str]:
 
 def local_client(config: Config) -> LocalClient:
     """The caller's side of the client's socket."""
-    return LocalClient(config.run / "client.sock", config.fetch_timeout_s + _ANSWER_MARGIN_S)
+    return LocalClient(
+        config.run / "client.sock",
+        config.fetch_timeout_s + _ANSWER_MARGIN_S,
+        patience_s=_CLIENT_RESTART_S,
+    )
 
 
 def local_server(config: Config) -> LocalServer:
@@ -64,6 +70,7 @@ def local_server(config: Config) -> LocalServer:
         stall_s=config.fetch_stall_s,
         timeout_s=config.fetch_timeout_s,
         workers=config.fuse_workers,
+        size_of=images.object_size,
     )
 
     def objects_of(image: Digest) -> Iterator[Digest]:
@@ -97,11 +104,33 @@ def image_trees(
     return ImageTrees(images.view, open_object)
 
 
-def heal(config: Config) -> None:
-    """Have the client complete every image that a mounted layer stands on."""
-    client = local_client(config)
-    for image in mounted_images(config.root):
-        client.complete(Digest.from_hex(image))
+class Healer:
+    """
+    Has the client complete the images whose containers stand on the mount of
+    a FUSE daemon that is gone; a new client does not know of them.
+    Both methods raise what the client's socket does, and are safe to repeat.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._client = local_client(config)
+        self._lock = threading.Lock()
+        self._images: set[str] = set()
+
+    def heal(self) -> None:
+        """To be called after each start of a FUSE daemon."""
+        with self._lock:
+            self._images |= mounted_images(self._config.root)
+        self.resume()
+
+    def resume(self) -> None:
+        """To be called after each start of a client: ask again for what is still mounted."""
+        with self._lock:
+            if self._images:
+                self._images &= mounted_images(self._config.root)
+            images = sorted(self._images)
+        for image in images:
+            self._client.complete(Digest.from_hex(image))
 
 
 def graphdriver_app(config: Config) -> Flask:

@@ -14,7 +14,7 @@ Containers that stand on the mount of a FUSE daemon that died cannot be moved
 to the new one.  They are healed by filling the cache instead: overlayfs asks
 `public/` first, so once an object is there, they open it.  So after each
 start of a FUSE daemon the client is told to complete every image that was
-mounted before.
+mounted before, and a new client is told again.
 
 The watchdog kills a FUSE daemon that answers no `statfs` and finishes no
 request for `watchdog_s`; killing alone may leave requests waiting, so its
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _STOP_S = 8.0
 """dockerd kills the plugin 10 s after SIGTERM."""
+_KILL_S = 0.5
+_HEAL_AGAIN_S = 1.0
 _STEADY_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
@@ -85,8 +87,9 @@ class Supervisor:
 
     *commands* has the argv of `api`, `client` and `fuse`; the FUSE daemon's
     gets its mount point and its ready pipe's number appended.
-    *heal* is called, in a thread of its own, after each start of the FUSE
-    daemon.
+    *heal* is called after each start of the FUSE daemon and *resume* after each
+    start of the client but the first, in threads of their own, and again
+    until they raise no GearError.
     """
 
     def __init__(
@@ -96,20 +99,22 @@ class Supervisor:
         *,
         lazy: LazyLayer,
         heal: Callable[[], None],
+        resume: Callable[[], None] = lambda: None,
         watchdog_s: float,
     ) -> None:
         self._run = run
         self._commands = commands
         self._lazy = lazy
-        self._heal = heal
+        self._heal, self._resume = heal, resume
         self._watchdog_s = watchdog_s
         self._stopping = threading.Event()
+        self._client_is_new = True
         self._watch = _Watch()
         self._lock: TextIO | None = None
         self._fuse = Child("fuse", self._start_fuse, self._fuse_ended)
         self._children = [
             Child("api", lambda: subprocess.Popen(commands["api"])),
-            Child("client", lambda: subprocess.Popen(commands["client"])),
+            Child("client", self._start_client, self._client_ended),
             self._fuse,
         ]
 
@@ -137,6 +142,15 @@ class Supervisor:
             self._stopping.wait(_POLL_S)
         self._stop()
 
+    def _start_client(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(self._commands["client"])
+        if not self._client_is_new:
+            self._keep_trying(self._resume)
+        return process
+
+    def _client_ended(self) -> None:
+        self._client_is_new = False
+
     def _start_fuse(self) -> subprocess.Popen[bytes]:
         number, point = self._lazy.new_mountpoint()
         ready_r, ready_w = os.pipe()
@@ -155,17 +169,27 @@ class Supervisor:
             self._watch.begin(generation)
             self._lazy.publish(generation)
             log.info("the lazy layer is on %s", generation.mountpoint)
-            threading.Thread(target=self._try_heal, daemon=True).start()
+            self._keep_trying(self._heal)
             while pipe.read(64):
                 self._watch.progress(generation)
 
-    def _try_heal(self) -> None:
-        try:
-            self._heal()
-        except GearError as error:
-            log.warning("images mounted before may miss objects until they are fetched: %s", error)
-        except Exception:
-            log.exception("a bug in healing")
+    def _keep_trying(self, step: Callable[[], None]) -> None:
+        """Run *step* in a thread of its own until it succeeds: the client may be down too."""
+
+        def run() -> None:
+            while not self._stopping.is_set():
+                try:
+                    step()
+                except GearError as error:
+                    log.warning("containers may miss objects until they are fetched: %s", error)
+                    self._stopping.wait(_HEAL_AGAIN_S)
+                except Exception:
+                    log.exception("a bug in healing")
+                    return
+                else:
+                    return
+
+        threading.Thread(target=run, daemon=True).start()
 
     def _fuse_ended(self) -> None:
         self._lazy.retract()
@@ -197,9 +221,18 @@ class Supervisor:
                     child.process.wait(max(deadline - time.monotonic(), 0.1))
                 except subprocess.TimeoutExpired:
                     child.signal(signal.SIGKILL)
-                    child.process.wait()
+                    self._await_killed(child)
         self._lazy.retract()
         self._detach_all()
+
+    @staticmethod
+    def _await_killed(child: Child) -> None:
+        assert child.process is not None
+        try:
+            child.process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            # A thread of it is in the kernel, waiting for a store that hangs.
+            log.error("%s (process %d) cannot be killed yet", child.name, child.process.pid)
 
     def _detach_all(self) -> None:
         """

@@ -11,12 +11,15 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from gear_plugin import wire
 from gear_plugin.digest import Digest
 from gear_plugin.errors import DaemonUnavailable, TimedOut
+
+_RETRY_S = 0.05
 
 
 class _Connection:
@@ -36,11 +39,17 @@ class LocalClient:
     Every method waits at most *timeout_s* for the client to answer, and
     raises DaemonUnavailable (it is not running, or refuses), TimedOut, or
     whatever GearError the client answered.  All calls are safe to repeat.
+
+    `fetch` and `admit`, which containers wait for, sit out a restart of the
+    client: they fail only when it has been down for *patience_s*, and from
+    then on at once.
     """
 
-    def __init__(self, socket_path: Path, timeout_s: float) -> None:
+    def __init__(self, socket_path: Path, timeout_s: float, *, patience_s: float = 0.0) -> None:
         self._path = str(socket_path)
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._down_since_s: float | None = None  # written from any thread; about right is enough
         self._local = threading.local()
 
     def fetch(self, image: Digest, digest: Digest) -> None:
@@ -50,11 +59,11 @@ class LocalClient:
         Raises ContentNotFound, ContentCorrupt, SourceUnavailable, TimedOut,
         StorageFull, and ImageNotFound for an image that was not admitted.
         """
-        self._ask({"op": "fetch", "image": image.hex, "object": digest.hex})
+        self._ask_patiently({"op": "fetch", "image": image.hex, "object": digest.hex})
 
     def admit(self, image: Digest) -> None:
         """Have *image*'s private folder made; nothing happens if it is there."""
-        self._ask({"op": "admit", "image": image.hex})
+        self._ask_patiently({"op": "admit", "image": image.hex})
 
     def complete(self, image: Digest) -> None:
         """Have everything that *image* lacks fetched in the background; returns at once."""
@@ -73,6 +82,20 @@ class LocalClient:
     def close(self) -> None:
         """Close the calling thread's connection; another call opens a new one."""
         self._local.connection = None
+
+    def _ask_patiently(self, message: dict[str, Any]) -> None:
+        while True:
+            try:
+                self._ask(message)
+            except DaemonUnavailable:
+                now_s = time.monotonic()
+                since_s = self._down_since_s = self._down_since_s or now_s
+                if now_s - since_s >= self._patience_s:
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                self._down_since_s = None
+                return
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         line = wire.encode(message)

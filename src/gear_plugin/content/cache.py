@@ -49,7 +49,13 @@ from gear_plugin.content.checkpoint import Checkpoint
 from gear_plugin.content.evict import Eviction, evict, occupied, walk
 from gear_plugin.digest import Digest
 from gear_plugin.durable import is_full
-from gear_plugin.errors import BadDigest, ContentCorrupt, ImageNotFound, StorageFull
+from gear_plugin.errors import (
+    BadDigest,
+    ContentCorrupt,
+    ImageNotFound,
+    StorageFull,
+    StorageUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +86,9 @@ class Cache:
     every image counts as mounted.  No object may be larger than the limit.
 
     Opening removes what a crash left; it reads every entry's inode, and
-    after a boot those of the private folders too.
+    after a boot those of the private folders too.  A full disk does not keep
+    it from opening.  Raises StorageUnavailable (read-only, broken), as does
+    every method; StorageFull when there is no room for the empty folders.
     """
 
     def __init__(
@@ -94,19 +102,34 @@ class Cache:
         self._public, self._private, self._incoming = (
             str(root / name) for name in ("public", "private", "cache-incoming")
         )
+        self._root = root
         self._limit_bytes = limit_bytes
         self._is_mounted = is_mounted
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # guards the counts; held for nothing that blocks
         self._evicting = threading.Lock()
+        try:
+            self._open(root, boot_id)
+        except OSError as error:
+            if is_full(error):
+                raise StorageFull(f"no room for the cache's folders in {root}") from error
+            raise self._unavailable(error) from error
+
+    def _open(self, root: Path, boot_id: str | None) -> None:
         shutil.rmtree(self._incoming, ignore_errors=True)
         for folder in (self._public, self._private, self._incoming):
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._checkpoint = Checkpoint(root, boot_id=boot_id)
-        if self._checkpoint.suspect_since_ns is not None:
-            self._drop_suspects(self._checkpoint.suspect_since_ns)
-            self._checkpoint.take()
+        suspect_since_ns = self._checkpoint.suspect_since_ns
+        if suspect_since_ns is not None:
+            self._drop_suspects(suspect_since_ns)
         self._count(evict(self._public, 0))
+        if suspect_since_ns is not None:
+            try:
+                self._with_room(self._checkpoint.take)
+            except StorageFull as error:
+                # The old one stays in force: more to fetch again after a crash.
+                log.warning("the cache has no checkpoint of this boot yet: %s", error)
 
     def path(self, digest: Digest) -> Path:
         """Where the object is in the public cache, if it is there."""
@@ -133,7 +156,13 @@ class Cache:
 
     def images(self) -> list[Digest]:
         """The images that have a private folder."""
-        return [Digest.from_hex(entry.name) for entry in os.scandir(self._private)]
+        found = []
+        with os.scandir(self._private) as entries:
+            for entry in entries:
+                # What people put there is theirs.
+                with contextlib.suppress(BadDigest):
+                    found.append(Digest.from_hex(entry.name))
+        return found
 
     def link(self, image: Digest, digest: Digest) -> bool:
         """
@@ -151,23 +180,35 @@ class Cache:
             return True
         return False
 
-    def publish(self, image: Digest, digest: Digest, chunks: Iterable[bytes]) -> int:
+    def publish(
+        self,
+        image: Digest,
+        digest: Digest,
+        chunks: Iterable[bytes],
+        *,
+        expected_bytes: int | None = None,
+    ) -> int:
         """
         Take in the object from *chunks* and pin it for *image*; its size in bytes.
 
         Only whole, right content gets a name.  Makes room by evicting when
-        the limit or the disk's end is reached.
+        the limit or the disk's end is reached.  Not one chunk more than
+        *expected_bytes* (None: not known) is taken, so that a small
+        compressed file cannot fill the disk.
 
         Raises:
-            ContentCorrupt: the bytes do not hash to *digest*.
+            ContentCorrupt: the bytes do not hash to *digest*, or are not
+                *expected_bytes*.
             ImageNotFound: *image* was not admitted, or forgotten meanwhile.
             StorageFull: no room, and nothing (more) to evict.
             whatever *chunks* raises.
         """
         incoming = self._next_incoming()
-        self._checkpoint.guard()
+        self._with_room(self._checkpoint.guard)
         try:
-            size_bytes = self._receive(incoming, digest, chunks)
+            size_bytes = self._receive(incoming, digest, chunks, expected_bytes)
+            # The clock may have been set back while the bytes came.
+            self._with_room(self._checkpoint.guard)
             is_new = self._place(incoming, image, digest)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -192,8 +233,9 @@ class Cache:
         Make all that was published until now survive a power failure.
 
         To be called every few minutes and at the end; it flushes the whole filesystem.
+        Raises StorageFull, StorageUnavailable: the last one stays in force.
         """
-        self._checkpoint.take()
+        self._with_room(self._checkpoint.take)
 
     def _folder(self, image: Digest) -> str:
         return f"{self._private}/{image.hex}"
@@ -205,7 +247,9 @@ class Cache:
     def _next_incoming(self) -> str:
         return f"{self._incoming}/{next(self._numbers)}"
 
-    def _receive(self, incoming: str, digest: Digest, chunks: Iterable[bytes]) -> int:
+    def _receive(
+        self, incoming: str, digest: Digest, chunks: Iterable[bytes], expected_bytes: int | None
+    ) -> int:
         sha256 = hashlib.sha256()
         size_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -214,7 +258,11 @@ class Cache:
             for chunk in chunks:
                 sha256.update(chunk)
                 size_bytes += len(chunk)
-                # Also what ends a source that never stops sending.
+                # These two end a source that never stops sending.
+                if expected_bytes is not None and size_bytes > expected_bytes:
+                    raise ContentCorrupt(
+                        f"content of {digest} goes on after its {expected_bytes} bytes"
+                    )
                 if 0 < self._limit_bytes < size_bytes:
                     raise StorageFull(
                         f"{digest} is larger than the cache limit of {self._limit_bytes} bytes;"
@@ -225,6 +273,10 @@ class Cache:
             os.close(handle)
         if sha256.digest() != digest.raw:
             raise ContentCorrupt(f"content is {Digest(sha256.digest())}, not {digest}")
+        if expected_bytes is not None and size_bytes != expected_bytes:
+            raise ContentCorrupt(
+                f"content of {digest} has {size_bytes} bytes, and {expected_bytes} by the index"
+            )
         return size_bytes
 
     def _write(self, handle: int, chunk: bytes) -> None:
@@ -273,24 +325,37 @@ class Cache:
             raise ImageNotFound(f"image {image} was not admitted to the cache here") from error
 
     def _with_room(self, step: Callable[[], _T]) -> _T:
-        """The result of *step*; when the disk is full, evict and try once more."""
+        """
+        The result of *step*; when the disk is full, evict and try once more.
+
+        FileExistsError and FileNotFoundError, which mean something to callers,
+        come through.
+        """
         try:
             return step()
-        except OSError as error:
-            if not is_full(error):
-                raise
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except (OSError, StorageFull) as error:
+            if not _says_full(error):
+                raise self._unavailable(error) from error
         with self._evicting:
             done = self._evict(max(_ROOM_BYTES, self._bytes // 10))
         log.warning("the cache's disk is full; evicted %d bytes", done.removed_bytes)
         try:
             return step()
-        except OSError as error:
-            if is_full(error):
-                raise StorageFull(
-                    f"no room left in {self._public} ({error.strerror}) and nothing more to evict;"
-                    " set cache_limit, or free space"
-                ) from error
+        except (FileExistsError, FileNotFoundError):
             raise
+        except (OSError, StorageFull) as error:
+            if _says_full(error):
+                raise StorageFull(
+                    f"no room left in {self._public} and nothing more to evict;"
+                    " set cache_limit, or free space (or inodes) there"
+                ) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> StorageUnavailable:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return StorageUnavailable(f"the cache in {self._root} cannot be used: {reason}")
 
     def _keep_limit(self) -> None:
         # Others go on publishing meanwhile: one eviction at a time is enough.
@@ -358,3 +423,7 @@ class Cache:
                 dropped += 1
         if dropped:
             log.warning("dropped %d cache entries that the last boot may have damaged", dropped)
+
+
+def _says_full(error: Exception) -> bool:
+    return isinstance(error, StorageFull) or (isinstance(error, OSError) and is_full(error))

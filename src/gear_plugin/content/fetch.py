@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,6 +32,7 @@ from gear_plugin.errors import (
     ImageNotFound,
     SourceUnavailable,
     StorageFull,
+    StorageUnavailable,
     TimedOut,
     Unavailable,
 )
@@ -39,7 +40,7 @@ from gear_plugin.errors import (
 log = logging.getLogger(__name__)
 
 # These say that the cache cannot take the object; no other source helps.
-_OURS = (StorageFull, ImageNotFound)
+_OURS = (StorageFull, StorageUnavailable, ImageNotFound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class _Flight:
 
     image: Digest
     digest: Digest
+    size_bytes: int | None
+    """What the image's index says; None: not known."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
     lane: Lane | None = None
@@ -93,6 +96,8 @@ class Fetcher:
 
     A source that delivers no byte for *stall_s* is given up for this object.
     *workers*: how many objects may be read from one source at a time.
+    *size_of* tells an object's size by an image's index (None: not known);
+    what a source sends beyond it is wrong bytes, and is not waited for.
     """
 
     def __init__(
@@ -103,13 +108,16 @@ class Fetcher:
         stall_s: float,
         timeout_s: float,
         workers: int,
+        size_of: Callable[[Digest, Digest], int | None] = lambda _image, _digest: None,
     ) -> None:
         self._cache = cache
+        self._size_of = size_of
         self._lanes = [Lane(source, workers) for source in sources]
         self._stall_s = stall_s
         self._timeout_s = timeout_s
         self._lock = threading.Lock()  # guards everything below; held for nothing that blocks
-        self._flights: dict[Digest, _Flight] = {}
+        # By size too: an index that lies about it fails for its own image alone.
+        self._flights: dict[tuple[Digest, int | None], _Flight] = {}
         self._hits = self._failures = 0
         self._counter: Counter[tuple[str, str]] = Counter()
 
@@ -164,11 +172,12 @@ class Fetcher:
 
     def _board(self, image: Digest, digest: Digest) -> tuple[_Flight, bool]:
         """The flight that brings the object, and whether this call started it."""
+        size_bytes = self._size_of(image, digest)
         with self._lock:
-            flight = self._flights.get(digest)
+            flight = self._flights.get((digest, size_bytes))
             if flight is not None:
                 return flight, False
-            flight = self._flights[digest] = _Flight(image, digest)
+            flight = self._flights[digest, size_bytes] = _Flight(image, digest, size_bytes)
         self._move_on(flight, None, None)
         return flight, True
 
@@ -218,8 +227,9 @@ class Fetcher:
 
     def _land(self, flight: _Flight, error: GearError | None) -> None:
         with self._lock:
-            if self._flights.get(flight.digest) is flight:
-                del self._flights[flight.digest]
+            key = flight.digest, flight.size_bytes
+            if self._flights.get(key) is flight:
+                del self._flights[key]
         with flight.lock:
             if not flight.done.is_set():
                 flight.error = error
@@ -230,7 +240,10 @@ class Fetcher:
         try:
             with lane.source.read(flight.digest) as chunks:
                 size_bytes = self._cache.publish(
-                    flight.image, flight.digest, _watched(chunks, lane, task)
+                    flight.image,
+                    flight.digest,
+                    _watched(chunks, lane, task),
+                    expected_bytes=flight.size_bytes,
                 )
         except _GivenUp:
             return

@@ -122,8 +122,12 @@ class _Reader:
             subdirectories = 0
             dots = {b".": nid, b"..": parent_nid}
             names, found = dirents(content)
-            longest = max(map(len, names), default=0)
-            if longest > MAX_NAME_BYTES or depth_bytes + longest > MAX_PATH_BYTES:
+            room = min(MAX_NAME_BYTES, MAX_PATH_BYTES - depth_bytes)
+            # Looked at one by one only near the end of the longest paths,
+            # where `.` and `..`, which are in no path, still fit.
+            if max(map(len, names), default=0) > room and any(
+                len(name) > room for name in names if name not in dots
+            ):
                 raise IndexDamaged("index: a name longer than Linux allows")
             children = directory.children
             for name, (child_nid, _, file_type, _) in zip(names, found, strict=True):

@@ -223,6 +223,36 @@ def test_stopped_client_is_unavailable(tmp_path: Path) -> None:
         LocalClient(path, 1).status()
 
 
+def test_patient_caller_sits_out_a_restart(node: Node) -> None:
+    """What a container waits for does not fail because the client is being started again."""
+    node.client.admit(IMAGE)
+    node.stop()
+    fetched: list[bool] = []
+    patient = LocalClient(node.path, 5, patience_s=30)
+
+    def fetch() -> None:
+        patient.fetch(IMAGE, HERE)
+        fetched.append(True)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    time.sleep(0.2)
+    assert fetched == []
+    node.start()
+    thread.join(30)
+    assert fetched == [True]
+
+
+def test_patience_is_for_an_outage_not_for_each_call(tmp_path: Path) -> None:
+    """While the client stays away, only the first calls wait for it."""
+    patient = LocalClient(tmp_path / "client.sock", 5, patience_s=0.5)
+    began = time.monotonic()
+    for _ in range(40):
+        with pytest.raises(DaemonUnavailable):
+            patient.fetch(IMAGE, HERE)
+    assert time.monotonic() - began < 40 * 0.5
+
+
 def test_silent_client_times_out_and_its_late_answer_is_not_mistaken(tmp_path: Path) -> None:
     """The next request goes over a new connection; nobody hears the old one any more."""
     path = tmp_path / "client.sock"

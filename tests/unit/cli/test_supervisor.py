@@ -22,14 +22,22 @@ SUPERVISE = """
 import sys
 from pathlib import Path
 from gear_plugin.cli.supervisor import Supervisor
+from gear_plugin.errors import TimedOut
 from gear_plugin.rootfs import LazyLayer
 run = Path(sys.argv[1])
 # "fuse" says that it is ready, and shows an ordinary folder instead of a mount.
 ready = "import os, sys, time; os.write(int(sys.argv[4]), b'.'); time.sleep(99)"
 fuse = [sys.executable, "-c", ready]
+def resume():
+    with (run / "resumed").open("a") as file:
+        file.write("x")
+        if file.tell() < 3:
+            raise TimedOut("not yet")
+
 sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
 Supervisor(run, {"api": sleep, "client": sleep, "fuse": fuse}, lazy=LazyLayer(run),
-           heal=lambda: (run / "healed").open("a").write("x"), watchdog_s=10).serve()
+           heal=lambda: (run / "healed").open("a").write("x"),
+           resume=resume, watchdog_s=10).serve()
 """
 
 
@@ -82,6 +90,22 @@ def test_a_killed_fuse_daemon_comes_back_as_a_new_generation_and_heals(
     wait_for(lambda: (run / "healed").read_text() == "xx")
     second = lazy.current(5)
     assert second.pid != first.pid
+
+
+def test_a_new_client_is_told_what_to_complete_until_it_listens(
+    supervised: tuple[Path, subprocess.Popen[bytes]],
+) -> None:
+    """
+    What it was completing when it died is not forgotten; the first client has nothing to resume.
+    """
+    run, process = supervised
+    assert not (run / "resumed").exists()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    fuse = LazyLayer(run).current(5).pid
+    for child in children:
+        if int(child) != fuse:
+            os.kill(int(child), signal.SIGKILL)
+    wait_for(lambda: (run / "resumed").exists() and (run / "resumed").read_text() == "xxx")
 
 
 def test_a_stopped_supervisor_leaves_no_process_and_no_generation(tmp_path: Path) -> None:

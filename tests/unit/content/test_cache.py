@@ -15,7 +15,7 @@ import pytest
 
 from gear_plugin.content import Cache
 from gear_plugin.digest import Digest
-from gear_plugin.errors import ContentCorrupt, ImageNotFound, StorageFull
+from gear_plugin.errors import ContentCorrupt, ImageNotFound, StorageFull, StorageUnavailable
 
 NGINX, PYTHON = Digest.of(b"nginx index"), Digest.of(b"python index")
 KIB = 1024
@@ -382,6 +382,92 @@ class TestBoots:
         os.utime(cache.path(digest), ns=(hour_ago, hour_ago))
         assert not Cache(root, 0, boot_id="second").has(digest)
         caplog.clear()
+
+    def test_clock_set_back_while_bytes_come(
+        self,
+        cache: Cache,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The time of a file is that of its last byte, not of its first."""
+        cache.checkpoint()
+        hour_ago = time.time_ns() - 3600 * 10**9
+
+        def chunks() -> Iterator[bytes]:
+            yield b"be"
+            monkeypatch.setattr(time, "time_ns", lambda: hour_ago)
+            yield b"fore"
+
+        digest = Digest.of(b"before")
+        cache.publish(NGINX, digest, chunks())
+        monkeypatch.undo()
+        os.utime(cache.path(digest), ns=(hour_ago, hour_ago))
+        assert not Cache(root, 0, boot_id="second").has(digest)
+        caplog.clear()
+
+    @pytest.mark.parametrize("jump_s", [10**9, -(10**9)])
+    def test_clock_that_was_wrong_for_a_while(
+        self,
+        cache: Cache,
+        root: Path,
+        jump_s: int,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """
+        30 years off, a checkpoint taken, and set right: what was on disk by
+        then may stay, what came later must not be trusted.
+        """
+        real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real() + jump_s * 10**9)
+        early = publish(cache, b"early")
+        when = real() + jump_s * 10**9 - 3 * 10**9
+        os.utime(cache.path(early), ns=(when, when))
+        cache.checkpoint()
+        monkeypatch.undo()
+        late = publish(cache, b"late")
+        assert not Cache(root, 0, boot_id="second").has(late)
+        caplog.clear()
+
+
+def test_start_on_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    After a boot, with no room for a checkpoint: unused objects make it, and
+    without any the cache opens all the same, trusting no more than before.
+    """
+    root = tmp_path / "gear"
+    cache = Cache(root, 0, boot_id="first")
+    cache.admit(NGINX)
+    digest = publish(cache, b"old")
+    hour_ago = time.time() - 3600
+    os.utime(cache.path(digest), (hour_ago, hour_ago))
+    cache.checkpoint()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def full(*_: object, **__: object) -> None:
+            raise StorageFull("no room left")
+
+        patch.setattr("gear_plugin.content.checkpoint.write_once", full)
+        again = Cache(root, 0, boot_id="second")
+    assert again.has(digest)
+    assert "no checkpoint of this boot yet" in caplog.text
+    new = publish(again, b"new")
+    assert not Cache(root, 0, boot_id="second").has(new)
+    caplog.clear()
+
+
+def test_foreign_folders_are_no_images(cache: Cache, root: Path) -> None:
+    """What people put beside the images is theirs."""
+    (root / "private/notes").mkdir()
+    assert cache.images() == [NGINX]
+
+
+def test_broken_disk_is_not_a_bug(tmp_path: Path) -> None:
+    """A file where a folder should be, or a disk that refuses, is one line."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageUnavailable, match="cannot be used: Not a directory"):
+        Cache(tmp_path / "file" / "gear", 0)
 
 
 @pytest.mark.root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from gear_plugin.errors import (
     ImageNotFound,
     SourceUnavailable,
     StorageFull,
+    StorageUnavailable,
     TimedOut,
 )
 
@@ -131,6 +133,105 @@ def test_miss_then_hit(cache: Cache, tmp_path: Path) -> None:
     counts = fetching.counts()
     assert (counts.hits, counts.objects, counts.size_bytes, counts.failures) == (1, 1, 1, 0)
     assert counts.sources == {"memory": SourceCounts(objects=1, size_bytes=1)}
+
+
+def sized(cache: Cache, *sources: ObjectSource, sizes: dict[Digest, int]) -> Fetcher:
+    """A fetcher that knows an object's size by each image's index."""
+    return Fetcher(
+        cache, sources, stall_s=5, timeout_s=20, workers=4, size_of=lambda image, _: sizes[image]
+    )
+
+
+def test_no_source_can_send_more_than_the_index_says(
+    cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    One that never ends is left after a chunk, and the next one is asked.
+    """
+    sent = []
+
+    def endless(_digest: Digest) -> Iterator[bytes]:
+        while True:
+            sent.append(1)
+            yield bytes(1 << 20)
+
+    good = stocked(tmp_path, b"x" * 5)
+    fetching = sized(cache, Scripted("endless", endless), good, sizes={NGINX: 5})
+    fetching.fetch(NGINX, Digest.of(b"x" * 5))
+    assert len(sent) == 1
+    assert "wrong bytes from endless" in caplog.text
+    assert "goes on after its 5 bytes" in caplog.text
+    caplog.clear()
+
+
+@pytest.mark.parametrize("claimed", [4, 6])
+def test_an_index_that_lies_about_a_size_gets_nothing(
+    cache: Cache, tmp_path: Path, claimed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Right bytes of another length are not what the image's files say they hold.
+    """
+    fetching = sized(cache, stocked(tmp_path, b"right"), sizes={NGINX: claimed})
+    with pytest.raises(ContentCorrupt, match=str(claimed)):
+        fetching.fetch(NGINX, Digest.of(b"right"))
+    assert not cache.has(Digest.of(b"right"))
+    caplog.clear()
+
+
+def test_an_image_that_lies_about_a_size_fails_for_itself_alone(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Another image that waits for the same object at the same time gets it.
+    """
+    gate = threading.Event()
+
+    def slow(_digest: Digest) -> Iterator[bytes]:
+        yield b"ri"
+        assert gate.wait(10)
+        yield b"ght"
+
+    source = Scripted("slow", slow)
+    fetching = sized(cache, source, sizes={NGINX: 3, PYTHON: 5})
+    digest = Digest.of(b"right")
+    failures: list[list[GearError]] = []
+    liar = threading.Thread(
+        target=lambda: failures.append(in_threads(1, lambda: fetching.fetch(NGINX, digest)))
+    )
+    liar.start()
+    eventually(lambda: len(source.reads) == 1)
+    honest = threading.Thread(target=lambda: fetching.fetch(PYTHON, digest))
+    honest.start()
+    eventually(lambda: len(source.reads) == 2)
+    gate.set()
+    liar.join()
+    honest.join()
+    assert [type(error) for error in failures[0]] == [ContentCorrupt]
+    assert cache.link(PYTHON, digest)
+    caplog.clear()
+
+
+def test_a_clock_that_jumps_makes_no_stall(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Limits are counted on the monotonic clock: a year forth or back is nothing.
+    """
+    jumps = iter([10**9, -(10**9)] * 1000)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int((real() + next(jumps)) * 10**9))
+    digest = Digest.of(b"steady")
+
+    def steady(_digest: Digest) -> Iterator[bytes]:
+        for byte in b"steady":
+            time.sleep(0.01)
+            yield bytes([byte])
+
+    source = Scripted("steady", steady)
+    Fetcher(cache, [source], stall_s=10, timeout_s=60, workers=1).fetch(NGINX, digest)
+    monkeypatch.undo()
+    assert cache.has(digest)
 
 
 def test_many_openers_cause_one_read(cache: Cache) -> None:
@@ -344,6 +445,25 @@ def test_timeout_answers_but_the_object_still_comes(cache: Cache) -> None:
     eventually(lambda: cache.has(Digest.of(b"x")))
     fetching.fetch(NGINX, Digest.of(b"x"))
     assert len(source.reads) == 1
+
+
+def test_a_broken_disk_asks_no_other_source(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    The reason is told as it is; it is no source's fault, and no bug.
+    """
+
+    def write(_handle: int, _data: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    first, second = stocked(tmp_path, b"x"), Scripted("second", lambda _: iter([b"x"]))
+    monkeypatch.setattr("gear_plugin.content.cache.os.write", write)
+    with pytest.raises(StorageUnavailable, match="cannot be used: Input/output error"):
+        fetcher(cache, first, second).fetch(NGINX, Digest.of(b"x"))
+    monkeypatch.undo()
+    assert second.reads == []
+    assert caplog.text == ""
 
 
 def test_full_cache_asks_no_other_source(cache: Cache, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gear_plugin.errors import IndexDamaged
-from gear_plugin.image import Inode, Kind, read_erofs, write_erofs
+from gear_plugin.image import Directory, Inode, Kind, read_erofs, write_erofs
 from gear_plugin.image.erofs_format import INODE
 from tests.unit.image import ways
 from tests.unit.image.damage import (
@@ -145,3 +145,13 @@ def test_the_locator_of_the_damage_maker_finds_what_it_names() -> None:
     inode, _, name_at = place(_WHOLE, b"d/x")
     assert _WHOLE[name_at : name_at + 1] == b"x"
     assert place(_WHOLE, b"d/h")[0] == place(_WHOLE, b"a")[0] != inode
+
+
+@pytest.mark.parametrize("size", range(4090, 4096))
+def test_a_directory_may_be_as_deep_as_a_path_is_long(size: int) -> None:
+    """
+    Its `.` and `..` are in no path; what the writer takes, the reader takes.
+    """
+    path = b"/".join([b"n" * 200] * 21)[: size - 2] + b"/d"
+    tree = tree_of({path: Directory()})
+    assert snapshot(ways.read(write_erofs(tree))) == snapshot(tree)
