@@ -58,6 +58,8 @@ def restore(
 
     if file is not None and replace:
         raise BadInput("--replace is about the engine; it says nothing with --output")
+    if file == Path("-"):
+        raise BadInput("the archive is written to a file, not to a pipe: --output FILE")
     gear_image = ImageId.parse(image)
     new = ImageId.parse(name) if name else gear_image.original
     places = wiring.nodes(config)

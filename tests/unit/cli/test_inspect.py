@@ -336,6 +336,7 @@ def test_a_damaged_build_is_passed_over_with_a_warning(built: Gear) -> None:
         (["restore", "app-gear:1", "-o", "/nowhere/x.tar"], 2),
         (["restore", "app-gear:1", "-o", "/tmp"], 2),
         (["restore", "app-gear:1", "-o", "x.tar", "--replace"], 2),
+        (["restore", "app-gear:1", "-o", "-"], 2),
     ],
 )
 def test_what_cannot_be_done_is_one_line(built: Gear, words: list[str], code: int) -> None:
