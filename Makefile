@@ -3,12 +3,12 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine check fuzz plugin bench bench-full clean
+.PHONY: demo test test-engine test-faults check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
 
-test: check test-engine           ## everything
+test: check test-faults test-engine ## everything
 
 check: build/.ready               ## seconds: lint, types, imports, unit and contract tests
 	$(VENV)/bin/ruff check -q .
@@ -16,6 +16,9 @@ check: build/.ready               ## seconds: lint, types, imports, unit and con
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m pytest
+
+test-faults: build/.ready         ## a minute: a whole node (no engine) whose disk, store and processes fail
+	$(PY) -m pytest tests/faults --timeout 300
 
 test-engine: build/.ready         ## real dockerd, real plugin, real registry
 	$(PY) -m pytest tests/engine --timeout 900
