@@ -41,7 +41,7 @@ bench-full: build/.ready          ## the same with every image and more repetiti
 	$(PY) -m bench --full $(ARGS)
 
 clean:
-	$(PY) -m tests.engine.engine --clean build/engines || true
+	test ! -x $(PY) || $(PY) -m tests.engine.engine build/engines
 	rm -rf build plugin/rootfs/[!.]*
 
 build/.deps: .ci/install-deps

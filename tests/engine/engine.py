@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -189,3 +190,14 @@ class Engine:
         points = [line.split()[4] for line in lines]
         folders = (f"{self.workdir}/", f"{self._sockets}/")
         return [point for point in points[::-1] if point.startswith(folders)]
+
+
+def main() -> None:
+    """`make clean`: end what crashed runs left below the folder that is named."""
+    folder = Path(sys.argv[-1])
+    for workdir in sorted(folder.iterdir()) if folder.is_dir() else ():
+        Engine(workdir.name, workdir).cleanup_predecessor()
+
+
+if __name__ == "__main__":
+    main()
