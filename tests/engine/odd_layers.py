@@ -300,21 +300,6 @@ UNTIMED = {
 }
 """Directories that a layer does not name: docker gives them the time when it unpacks them."""
 
-NOT_YET: dict[str, str] = {
-    "odd/implied": "a directory that a layer does not name gets mode 0755 of root from docker",
-    "odd/tar/attributes/acl": "docker's chmod after an ACL changes it (image.acl says how)",
-    "odd/tar/attributes/acl-empty-file": "the same",
-    "odd/tar/attributes/acl-dir": "the same",
-    "odd/tar/attributes/acl-dir/inherits": "what is unpacked into it inherits its default ACL",
-    "odd/tar/attributes/capable": "one more name costs the capability",
-    "odd/tar/attributes/capable-link": "the same",
-    "odd/tar/order/meta": "the last name's header counts",
-    "odd/tar/order/meta-link": "the same",
-    "odd/tar/order/sym": "the same",
-    "odd/tar/order/sym-link": "the same",
-}
-"""Paths whose mode, owner, time or attributes docker's unpacking changes, and Gear does not yet."""
-
 LAYERS: dict[str, Callable[[], Iterator[bytes]]] = {"odd-lower": lower, "odd-upper": upper}
 
 

@@ -12,7 +12,12 @@ Rules, and where they come from:
   Other `.wh..wh.*` names are AUFS's private files and are ignored.
 - A directory over a directory replaces its metadata and keeps its children;
   anything else replaces what was there.
-- A missing parent becomes a directory 0755 root:root, mtime 0.
+- A directory that a layer uses and does not name is a directory 0755 root:root
+  in the folder that docker unpacks the layer into, and so in the container;
+  its mtime, which docker sets to the time of unpacking, is what a lower layer
+  has, or 0.
+- ACLs are set before the mode, and inherited from directories of the same layer
+  that have a default ACL (`acl`).
 - A parent that is a symbolic link is followed inside the tree, as Docker's
   untar in a chroot does.
 - What overlayfs keeps to itself does not survive: a character device 0:0 is
@@ -35,8 +40,17 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from gear_plugin.errors import ArchiveMalformed, Unsupported
+from gear_plugin.image import acl
 from gear_plugin.image.archive import Member
-from gear_plugin.image.entry import MAX_PATH_BYTES, NO_OWNER, NO_XATTRS, Directory, Inode, Kind
+from gear_plugin.image.entry import (
+    DEFAULT_DIRECTORY_MODE,
+    MAX_PATH_BYTES,
+    NO_OWNER,
+    NO_XATTRS,
+    Directory,
+    Inode,
+    Kind,
+)
 from gear_plugin.image.tar_fields import shown
 from gear_plugin.image.tree import Tree
 
@@ -47,7 +61,7 @@ _MAX_SYMLINKS = 40  # MAXSYMLINKS of Linux
 _MAX_DEPTH = MAX_PATH_BYTES // 2 + 1  # a name and a slash each
 _OVERLAY_XATTRS = b"trusted.overlay."
 _XATTR_PREFIXES = (b"security.", b"trusted.", b"user.")
-_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+_ACLS = (acl.ACCESS, acl.DEFAULT)
 _CAPABILITY = b"security.capability"
 
 
@@ -99,6 +113,8 @@ class _Merge:
         self._parents: dict[bytes, Directory] = {}
         # Symbolic links of the layer that is being applied.
         self._own_links: set[Inode] = set()
+        # Its directories, each with its default ACL: what it names or uses.
+        self._own: dict[Directory, bytes | None] = {}
         # Equal xattrs are one mapping: security labels are on every file.
         self._xattrs: dict[tuple[tuple[bytes, bytes], ...], Mapping[bytes, bytes]] = {}
 
@@ -111,6 +127,7 @@ class _Merge:
 
     def apply(self, layer: int, members: Iterable[Member]) -> None:
         self._own_links.clear()
+        self._own = {self.tree.root: None}
         self._parents.clear()
         # All whiteouts first: they are about the lower layers alone.  What waits
         # is the inodes of the tree to be, as members would be half as large again.
@@ -134,6 +151,7 @@ class _Merge:
             if parent is not None:
                 parent.children.clear()
                 self._parents.clear()
+                self._resolve(folder, create=True)
             return True
         if any(part.startswith(_AUFS) for part in path.split(b"/")):
             return True
@@ -145,6 +163,7 @@ class _Merge:
         parent = self._resolve(folder, create=False)
         if parent is not None:
             self._remove(parent, hidden)
+            self._resolve(folder, create=True)
         return True
 
     def _waiting(self, layer: int, member: Member) -> Member | tuple[bytes, Inode]:
@@ -176,7 +195,7 @@ class _Merge:
         if not member.name:
             if member.kind is not Kind.DIR:
                 raise ArchiveMalformed(f"layer: the root is a {member.kind.value}")
-            _update(self.tree.root, member)
+            self._update(self.tree.root, member, None)
             return
         parent, name = self._place(member.name)
         if member.kind is Kind.DIR:
@@ -192,6 +211,8 @@ class _Merge:
         parent, name = self._place(path)
         if inode.kind is Kind.SYMLINK:
             self._own_links.add(inode)
+        elif (inherited := self._own[parent]) is not None or inode.xattrs:
+            inode.xattrs = _settled(inode, inherited)
         self._put(parent, name, inode)
 
     def _place(self, path: bytes) -> tuple[Directory, bytes]:
@@ -204,7 +225,27 @@ class _Merge:
         if not isinstance(existing, Directory):
             existing = Directory()
             self._put(parent, name, existing)
-        _update(existing, member)
+        self._update(existing, member, None if existing in self._own else self._own[parent])
+
+    def _update(self, directory: Directory, member: Member, inherited: bytes | None) -> None:
+        directory.mode = member.mode
+        directory.uid, directory.gid = _owner(member, 0, 0)
+        directory.mtime_ns = member.applied_mtime_ns
+        directory.xattrs = self._carried(member.kind, member.xattrs)
+        self._take(directory, inherited)
+
+    def _imply(self, directory: Directory, parent: Directory) -> None:
+        """*directory* lies on the way to something of this layer, which does not name it."""
+        directory.mode = DEFAULT_DIRECTORY_MODE
+        directory.uid = directory.gid = 0
+        directory.xattrs = NO_XATTRS
+        self._take(directory, self._own[parent])
+
+    def _take(self, directory: Directory, inherited: bytes | None) -> None:
+        """Make *directory* one of this layer's."""
+        if inherited is not None or directory.xattrs:
+            directory.xattrs = _settled(directory, inherited)
+        self._own[directory] = directory.xattrs.get(acl.DEFAULT)
 
     def _link_target(self, member: Member) -> Inode:
         folder, _, name = member.link.rpartition(b"/")
@@ -271,17 +312,36 @@ class _Merge:
                     return None
                 node = Directory()
                 self._put(trail[-1], name, node)
+            if create and node not in self._own:
+                self._imply(node, trail[-1])
             trail.append(node)
             if len(trail) > _MAX_DEPTH:
                 raise Unsupported(f"layer: nested deeper than Linux allows: {shown(path)}")
         return trail[-1]
 
 
-def _update(directory: Directory, member: Member) -> None:
-    directory.mode = member.mode
-    directory.uid, directory.gid = _owner(member, 0, 0)
-    directory.mtime_ns = member.applied_mtime_ns
-    directory.xattrs = _carried(member.kind, member.xattrs)
+def _settled(inode: Inode, inherited: bytes | None) -> Mapping[bytes, bytes]:
+    """The xattrs of *inode* once it has its mode, in a directory with a default ACL or None."""
+    if inherited is None and not inode.xattrs.keys() & set(_ACLS):
+        return inode.xattrs  # shared with others
+    xattrs = dict(inode.xattrs)
+    if inherited is not None:
+        directory = inode.kind is Kind.DIR
+        xattrs = {**acl.inherited(inherited, inode.mode, directory=directory), **xattrs}
+    for name, kept in ((acl.ACCESS, _after_chmod), (acl.DEFAULT, _default)):
+        if name in xattrs:
+            value = kept(inode, xattrs.pop(name))
+            if value is not None:
+                xattrs[name] = value
+    return dict(sorted(xattrs.items())) or NO_XATTRS
+
+
+def _after_chmod(inode: Inode, value: bytes) -> bytes | None:
+    return acl.after_chmod(value, inode.mode)
+
+
+def _default(inode: Inode, value: bytes) -> bytes | None:
+    return acl.default(value) if inode.kind is Kind.DIR else None
 
 
 def _relink(inode: Inode, link: Member) -> None:
@@ -291,6 +351,7 @@ def _relink(inode: Inode, link: Member) -> None:
     inode.xattrs = _carried(inode.kind, {**kept, **link.xattrs})
     if inode.kind is not Kind.SYMLINK:
         inode.mode, inode.mtime_ns = link.mode, link.applied_mtime_ns
+        inode.xattrs = _settled(inode, None)
 
 
 def _owner(member: Member, uid: int, gid: int) -> tuple[int, int]:
@@ -306,10 +367,11 @@ def _carried(kind: Kind, xattrs: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]
     if not xattrs:
         return NO_XATTRS
     takes_user = kind is Kind.FILE or kind is Kind.DIR
+    takes_acls = kind is not Kind.SYMLINK
     kept = {
         name: value
         for name, value in sorted(xattrs.items())
-        if (name.startswith(_XATTR_PREFIXES) or name in _ACLS)
+        if (name.startswith(_XATTR_PREFIXES) or (takes_acls and name in _ACLS))
         and not name.startswith(_OVERLAY_XATTRS)
         and (takes_user or not name.startswith(b"user."))
     }

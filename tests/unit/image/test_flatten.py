@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import pytest
 
@@ -292,7 +293,8 @@ def test_only_xattrs_that_a_container_would_see_survive() -> None:
         b"trusted.overlay.opaque": b"y",
         b"trusted.x": b"1",
         b"security.capability": b"2",
-        b"system.posix_acl_access": b"3",
+        b"system.posix_acl_access": ACL,
+        b"system.posix_acl_default": ACL,  # for directories alone
         b"system.nfs4_acl": b"4",
         b"com.apple.provenance": b"5",
         b"user.x": b"6",
@@ -303,7 +305,55 @@ def test_only_xattrs_that_a_container_would_see_survive() -> None:
     assert file is not None
     assert link is not None
     assert list(file.xattrs) == left
-    assert list(link.xattrs) == left[:-1]
+    assert list(link.xattrs) == [b"security.capability", b"trusted.x"]
+
+
+ACL_ENTRIES = ((1, 6, 2**32 - 1), (2, 4, 1000), (4, 4, 2**32 - 1), (16, 4, 2**32 - 1))
+
+
+def acl_of(*entries: tuple[int, int, int]) -> bytes:
+    """A POSIX ACL as an xattr: tag, permissions, id; see tests of `image.acl`."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+ACL = acl_of(*ACL_ENTRIES, (32, 0, 2**32 - 1))
+"""u::rw-, u:1000:r--, g::r--, m::r--, o::---"""
+
+
+def test_acls_are_set_before_the_mode_and_inherited_within_a_layer() -> None:
+    """
+    As unpacking does: mask and others are the mode's, and lower layers' defaults count for nothing.
+    """
+    default = {b"system.posix_acl_default": ACL}
+    lower = [member(b"d", DIR, mode=0o755, xattrs=default), member(b"low", DIR, xattrs=default)]
+    lower += [member(b"d/f", mode=0o666), member(b"d/e", DIR, mode=0o700)]
+    tree = _merged(lower, [member(b"low/f")])
+    file, inner = tree.lookup(b"d/f"), tree.lookup(b"d/e")
+    assert file is not None
+    assert inner is not None
+    masked = [(16, 6, 2**32 - 1), (32, 6, 2**32 - 1)]
+    assert file.xattrs == {b"system.posix_acl_access": acl_of(*ACL_ENTRIES[:3], *masked)}
+    assert inner.xattrs[b"system.posix_acl_default"] == ACL
+    upper = tree.lookup(b"low/f")
+    assert upper is not None
+    assert upper.xattrs == {}
+
+
+@pytest.mark.parametrize("name", [b"d/new", b"d/.wh.old", b"d/.wh..wh..opq"])
+def test_a_directory_that_a_layer_uses_and_does_not_name_is_roots(name: bytes) -> None:
+    """
+    docker makes it anew in the layer's folder, and it hides the lower layer's; its time stays.
+    """
+    lower = [member(b"d", DIR, mode=0o1777, uid=5, mtime_ns=7, xattrs={b"user.x": b"1"})]
+    tree = _merged([*lower, member(b"d/old")], [member(name)])
+    found = tree.lookup(b"d")
+    assert found is not None
+    assert (found.mode, found.uid, found.gid, found.mtime_ns) == (0o755, 0, 0, 7)
+    assert found.xattrs == {}
+    named = _merged([*lower, member(b"d/old")], [member(name), member(b"d", DIR, mode=0o1777)])
+    again = named.lookup(b"d")
+    assert again is not None
+    assert again.mode == 0o1777
 
 
 def test_an_owner_that_chown_does_not_take_is_root() -> None:
