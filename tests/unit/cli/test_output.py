@@ -56,6 +56,16 @@ def test_without_a_terminal_each_step_is_a_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("", "saving (1.5 kB)\nmerging\n")
 
 
+def read_all(terminal: int) -> str:
+    """To the end; a terminal passes on what it was given bit by bit."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 1 << 16)
+        except OSError:  # nobody has the other side any more
+            return shown.decode()
+
+
 def test_on_a_terminal_steps_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     On stderr; each ends as done, also when its total was only a guess.
@@ -69,8 +79,7 @@ def test_on_a_terminal_steps_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
             progress.step("saving [x]", total_bytes=1000)
             progress.advance(10)
             progress.step("merging")
-        shown = os.read(ours, 1 << 16).decode()
+    last = read_all(ours).split("\r\n")
     os.close(ours)
-    last = shown.split("\r\n")
     assert any("saving [x]" in line and "100%" in line for line in last)
     assert any("merging" in line and "100%" in line for line in last)
