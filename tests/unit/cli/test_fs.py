@@ -192,7 +192,8 @@ def test_a_mount_whose_process_was_killed_is_replaced(machine: Machine) -> None:
     for process in machine.servers():
         os.kill(process, signal.SIGKILL)
     machine.wait_until_ended()
-    with pytest.raises(OSError, match="not connected"):
+    # Which of the two, is up to the moment at which the kernel noticed.
+    with pytest.raises(OSError, match=r"not connected|connection abort"):
         (machine.point / "large").read_bytes()
     machine.gear("fs", "app-gear:1", str(machine.point))
     assert (machine.point / "large").read_bytes() == LARGE

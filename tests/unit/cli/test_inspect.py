@@ -328,7 +328,7 @@ def test_a_damaged_build_is_passed_over_with_a_warning(built: Gear) -> None:
         (["inspect", "app:1"], 2),
         (["inspect", "UPPER-gear"], 2),
         (["inspect", "app-gear:1", "--from", "moon"], 2),
-        (["inspect", "app-gear:1", "--from", "registry"], 3),
+        (["inspect", "127.0.0.1:1/app-gear:1", "--from", "registry"], 7),
         (["restore", "nosuch-gear:1", "--name", "x"], 3),
         (["restore", "app-gear:1"], 4),
         (["restore", "app-gear:1", "--name", "x-gear"], 2),
