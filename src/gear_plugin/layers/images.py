@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -27,7 +28,6 @@ import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _TEMP = ".tmp-"
-_STALE_S = 3600.0
-"""No install takes that long: its check alone is given up after 4 minutes."""
 
 
 class NodeImages:
@@ -64,17 +62,42 @@ class NodeImages:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def remove_half_made(self) -> None:
-        """Remove what a crash left; other processes may be installing at this moment."""
+        """Remove what a crash left, but nothing that another process is working on."""
         for left in self._folder.glob(f"{_TEMP}*"):
             with contextlib.suppress(FileNotFoundError):
-                if left.lstat().st_mtime < time.time() - _STALE_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                if left.is_symlink():
+                    left.unlink()
+                elif not _is_held(left):
+                    self._take_away(left)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for a layer that is about to be installed."""
-        with tempfile.TemporaryDirectory(prefix=_TEMP, dir=self._folder) as folder:
-            yield Path(folder)
+        path, handle = self._new_folder()
+        try:
+            yield path
+        finally:
+            os.close(handle)
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _new_folder(self) -> tuple[Path, int]:
+        """A temporary folder, and the lock that keeps it from `remove_half_made`."""
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
+            with contextlib.suppress(FileNotFoundError):
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if path.exists():
+                    return path, handle
+                os.close(handle)  # it went before it was locked
+
+    def _take_away(self, folder: Path) -> None:
+        # Under another name first: the checker of an install that was killed
+        # may still be writing in it, by its path.
+        gone = self._folder / (_TEMP + secrets.token_hex(8))
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def index_file(self, image: str) -> Path:
         """The EROFS file of *image*."""
@@ -127,24 +150,20 @@ class NodeImages:
         """
         if not _is_index(layer):
             return None
-        with storage_full(self._folder / "any"):
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
-            try:
-                found = check_layer(layer, temporary / "objects", self._checker)
-                image = str(found["index"])
-                if self.objects(image) is None:
-                    self.remove(image)
-                    os.link(layer / INDEX_NAME, temporary / "index.erofs")
-                    os.link(layer / MANIFEST_NAME, temporary / "manifest")
-                    temporary.chmod(0o700)
-                    _sync_files(temporary)
-                    # Another layer with this index may have been quicker.
-                    with contextlib.suppress(FileExistsError):
-                        _rename(temporary, self._folder / image)
-                    sync_directory(self._folder)
-                self._name(image, str(found["image"]))
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with storage_full(self._folder / "any"), self.scratch() as temporary:
+            found = check_layer(layer, temporary / "objects", self._checker)
+            image = str(found["index"])
+            if self.objects(image) is None:
+                self.remove(image)
+                os.link(layer / INDEX_NAME, temporary / "index.erofs")
+                os.link(layer / MANIFEST_NAME, temporary / "manifest")
+                temporary.chmod(0o700)
+                _sync_files(temporary)
+                # Another layer with this index may have been quicker.
+                with contextlib.suppress(FileExistsError):
+                    _rename(temporary, self._folder / image)
+                sync_directory(self._folder)
+            self._name(image, str(found["image"]))
         log.info("image %s is index %s", found["image"], image[:12])
         return image
 
@@ -163,10 +182,7 @@ class NodeImages:
         for link in self._folder.iterdir():
             if link.is_symlink() and link.readlink() == Path(image):
                 link.unlink(missing_ok=True)
-        gone = self._folder / (_TEMP + secrets.token_hex(8))
-        with contextlib.suppress(FileNotFoundError):
-            (self._folder / image).rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        self._take_away(self._folder / image)
 
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
@@ -200,6 +216,18 @@ def _is_index(layer: Path) -> bool:
             f"an index layer holds the files {INDEX_NAME} and {MANIFEST_NAME} and nothing else"
         )
     return True
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a living process has the lock of a temporary folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _sync_files(folder: Path) -> None:

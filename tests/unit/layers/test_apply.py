@@ -237,3 +237,18 @@ def test_a_damaged_record_is_a_layer_that_is_not_there(store: LayerStore, root: 
     assert images(root) == []
     store.remove("torn")
     assert layers(root) == []
+
+
+def test_what_an_install_left_goes_unless_it_is_at_work(root: Path) -> None:
+    """
+    Told by a lock, not by a clock: the folder of a living process stays.
+    """
+    images_here = NodeImages(root)
+    left = root / "images/.tmp-left"
+    left.mkdir()
+    (left / "objects").write_bytes(b"half")
+    (root / "images/.tmp-link").symlink_to("nowhere")
+    with images_here.scratch() as folder:
+        NodeImages(root).remove_half_made()
+        assert list((root / "images").iterdir()) == [folder]
+    assert os.listdir(root / "images") == []
