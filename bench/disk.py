@@ -29,7 +29,6 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder.with_suffix(".img")
-        self._aside = folder / "aside"
 
     def start(self) -> None:
         """Make it, empty, after removing a predecessor's."""
@@ -48,13 +47,17 @@ class Disk:
             # While it is mounted this only says: free the device with the last user.
             _run("losetup", "--detach", device)
 
-    def set_aside(self, folder: Path) -> None:
-        """Empty *folder*, which is on this disk; when the disk gets full, delete for real."""
+    def set_aside(self, folder: Path, aside: Path) -> None:
+        """
+        Move what is in *folder* into *aside*, which is in the same mount.
+
+        When the disk gets full, what was set aside there before is deleted.
+        """
         usage = shutil.disk_usage(self.folder)
         if usage.free < usage.total * _KEEP_FREE:
-            shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(exist_ok=True)
-        target = Path(tempfile.mkdtemp(dir=self._aside))
+            shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=aside))
         for entry in folder.iterdir():
             entry.rename(target / entry.name)
 

@@ -76,15 +76,16 @@ class System:
 
     def make_cold(self) -> None:
         """Remove every image and all that is cached of one; their files are set aside first."""
-        for layer in (self.engine.data_root / OVERLAY2).glob("*/diff"):
-            self.disk.set_aside(layer)
+        driver = self.engine.data_root / OVERLAY2
+        for layer in driver.glob("*/diff"):
+            self.disk.set_aside(layer, driver / "aside")
         images = self.engine.docker("images", "-q").stdout.split()
         if images:
             self.engine.docker("rmi", "-f", *sorted(set(images)))
         if self.way:
             root = Node(self.engine, self.share.folder).inner_root
             for cache in ("public", "private"):
-                self.disk.set_aside(root / cache)
+                self.disk.set_aside(root / cache, root / "aside")
 
     def pull(self, ref: str) -> None:
         """`docker pull`."""

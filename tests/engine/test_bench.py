@@ -107,11 +107,33 @@ def test_what_a_crashed_run_left_is_removed(tmp_path: Path) -> None:
     assert not Path("/run/netns", NODE).exists()
 
 
+def test_what_is_set_aside_stays_on_the_disk(tmp_path: Path) -> None:
+    """
+    Also in a folder that is a mount of its own, as a plugin's propagated one is.
+    """
+    disk = Disk(tmp_path / "disk")
+    disk.start()
+    try:
+        root = disk.folder / "root"
+        (root / "public/abc").mkdir(parents=True)
+        subprocess.run(["mount", "--bind", str(root), str(root)], check=True)
+        for content in ("one", "two"):
+            (root / "public/abc").mkdir(exist_ok=True)
+            (root / "public/abc/object").write_text(content)
+            disk.set_aside(root / "public", root / "aside")
+            assert list((root / "public").iterdir()) == []
+        kept = [path.read_text() for path in (root / "aside").rglob("object")]
+        assert sorted(kept) == ["one", "two"]
+    finally:
+        disk.stop()
+    assert mounts_below(tmp_path) == []
+
+
 def test_a_run_measures_both_systems(tmp_path: Path) -> None:
     """
     Every figure that one image on one way of mounting has.
     """
-    words = "--images tiny --ways direct --parts cold,warm,tree --runs 1 --builds 1"
+    words = "--images tiny --ways direct --parts cold,warm,tree --runs 2 --builds 1"
     words += f" --warm 1 --walks 1 --results {tmp_path}/results.json"
     command = [sys.executable, "-m", "bench", *words.split()]
     done = subprocess.run(
