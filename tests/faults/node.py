@@ -173,8 +173,18 @@ class Node:
     # --- what dockerd would ask ------------------------------------------------
 
     def call(self, name: str, **message: object) -> dict[str, Any]:
-        """One call of the GraphDriver protocol; an error is a DriverError."""
-        return self._post(f"/GraphDriver.{name}", json.dumps(message).encode())
+        """
+        One call of the GraphDriver protocol; an error is a DriverError.
+
+        Asked again once, as dockerd does, when the connection breaks: a driver
+        that was killed a moment ago may still have taken it.
+        """
+        body = json.dumps(message).encode()
+        try:
+            return self._post(f"/GraphDriver.{name}", body)
+        except ConnectionError:
+            eventually(lambda: Path(self._socket).exists(), "the driver listens")
+            return self._post(f"/GraphDriver.{name}", body)
 
     def pull(self, layer: bytes | None = None, name: str = "index") -> None:
         """Create the layer *name* and apply a tar to it (default: the image's index layer)."""
