@@ -176,15 +176,18 @@ class Node:
         """
         One call of the GraphDriver protocol; an error is a DriverError.
 
-        Asked again once, as dockerd does, when the connection breaks: a driver
-        that was killed a moment ago may still have taken it.
+        Asked again, as dockerd does, when the connection breaks: a driver that
+        was killed a moment ago may still have taken it, or there is no new one yet.
         """
         body = json.dumps(message).encode()
-        try:
-            return self._post(f"/GraphDriver.{name}", body)
-        except ConnectionError:
-            eventually(lambda: Path(self._socket).exists(), "the driver listens")
-            return self._post(f"/GraphDriver.{name}", body)
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                return self._post(f"/GraphDriver.{name}", body)
+            except ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def pull(self, layer: bytes | None = None, name: str = "index") -> None:
         """Create the layer *name* and apply a tar to it (default: the image's index layer)."""
