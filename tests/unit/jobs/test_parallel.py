@@ -125,7 +125,9 @@ def test_stopping_cuts_short_what_the_threads_wait_for(error: type[BaseException
         yield 1
 
     if error is KeyboardInterrupt:
-        threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT)).start()
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
     with pytest.raises(error):
         for_each(work, items(), threads=2, stopping=released.set)
     assert released.is_set()

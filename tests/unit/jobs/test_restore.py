@@ -99,11 +99,20 @@ def _layer(draw: st.DrawFn) -> Layer:
 
 
 def extract(layer: bytes, root: Path) -> None:
-    """A layer over what is there, as the OCI image-spec's layer.md says, with tarfile."""
+    """
+    A layer over what is there, as the OCI image-spec's layer.md says, with tarfile.
+
+    docker unpacks it into a folder of its own, where a directory that it uses
+    and does not name is made with mode 0755.
+    """
     with tarfile.open(fileobj=BytesIO(layer)) as archive:
         members = archive.getmembers()
+        named = {member.name for member in members if member.isdir()}
         for member in members:
             path = root / member.name
+            for parent in path.relative_to(root).parents[:-1]:
+                if str(parent) not in named and (root / parent).is_dir():
+                    (root / parent).chmod(0o755)
             if path.name == ".wh..wh..opq":
                 for child in path.parent.iterdir() if path.parent.is_dir() else ():
                     remove(child)
