@@ -145,10 +145,11 @@ def test_the_plugin_can_be_killed_under_a_running_container(
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         node.engine.docker("exec", container, "python3", "-c", "import json")
-        inside = tree(node.engine, container)
-        os.kill(node.process("graphdriver"), signal.SIGKILL)
+        cached = tree(node.engine, container) / "usr/lib/python3.11/json/__init__.py"
+        content = cached.read_bytes()
+        node.kill_plugin()
         # Not with `docker exec`, which asks the plugin first.
-        assert (inside / "usr/lib/python3.11/json/__init__.py").read_bytes()
+        assert cached.read_bytes() == content
         wait_until(lambda: runs(node, pushed["web"]), what="a new plugin process")
         node.engine.docker("exec", container, "python3", "-c", "import json")
     assert not (node.inner_root / "containers" / container / "merged").exists()
@@ -162,8 +163,7 @@ def test_new_containers_run_once_a_killed_plugin_is_back(
     """
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
-        killed = node.process("graphdriver")
-        os.kill(killed, signal.SIGKILL)
+        killed = node.kill_plugin()
         wait_until(lambda: node.process("graphdriver") not in (0, killed), what="a new process")
         wait_until(lambda: runs(node, pushed["web"]), what="a new container")
     assert node.engine.docker("ps", "-aq", "--no-trunc", "-f", f"id={container}").stdout == ""

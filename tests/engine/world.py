@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,19 @@ class Node:
                     return int(entry.name)
         return 0
 
+    def kill_plugin(self) -> int:
+        """
+        kill -9 of the whole plugin; its process until then.
+
+        dockerd looks for the socket of a plugin that it has started every 3 s,
+        and disables one that ends meanwhile: nothing starts it again then.  So
+        one that was just started is left alone until it has been seen.
+        """
+        process = self.process("graphdriver")
+        wait_until(lambda: _age_s(process) > 7, what="dockerd has seen the plugin")
+        os.kill(process, signal.SIGKILL)
+        return process
+
     def image(self, ref: str) -> str:
         """The index digest of a pulled Gear image."""
         text = self.engine.docker("image", "inspect", ref).stdout
@@ -123,3 +137,10 @@ def wait_until(condition: Any, *, timeout_s: float = 60.0, what: str = "it") -> 
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
         time.sleep(0.1)
+
+
+def _age_s(process: int) -> float:
+    """For how long a process has been running (proc(5), /proc/pid/stat, field 22)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
