@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine test-faults check fuzz plugin bench bench-full clean
+.PHONY: demo test test-engine test-full test-faults check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -21,6 +21,9 @@ test-faults: build/.ready         ## a minute: a whole node (no engine) whose di
 	$(PY) -m pytest tests/faults --timeout 300
 
 test-engine: build/.ready         ## real dockerd, real plugin, real registry
+	$(PY) -m pytest tests/engine --timeout 900 -m "not full"
+
+test-full: build/.ready           ## the same with every image in every way of mounting
 	$(PY) -m pytest tests/engine --timeout 900
 
 FUZZ_SECONDS ?= 600

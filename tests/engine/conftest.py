@@ -82,6 +82,19 @@ def plugin_ref(engine_a: Engine, registry: Registry) -> str:
     return ref
 
 
+LARGE = ("jupyter", "postgres", "java", "node")
+"""Images of minutes: in `make test` they run one way, in `make test-full` all three."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves to `make test-full`."""
+    for item in items:
+        values = getattr(item, "callspec", None)
+        chosen = values.params.values() if values is not None else ()
+        if any(way in chosen for way in WAYS[1:]) and any(name in chosen for name in LARGE):
+            item.add_marker(pytest.mark.full)
+
+
 @pytest.fixture(scope="session", params=WAYS)
 def node(
     request: pytest.FixtureRequest,
