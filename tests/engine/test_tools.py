@@ -192,4 +192,4 @@ def test_doctor_tells_a_builder_how_to_run_images(
     assert found["Docker engine"]["status"] == "ok"
     assert found["driver plugins"]["status"] == "ok"
     assert found["storage driver"]["status"] == "warn"
-    assert "--storage-driver gear" in found["storage driver"]["remedy"]
+    assert "dockerd --experimental --storage-driver " in found["storage driver"]["remedy"]
