@@ -101,7 +101,7 @@ def test_a_slow_etcd_is_waited_for_until_the_limit(start: Start) -> None:
 def test_a_catalog_finds_an_etcd_that_comes_back(start: Start) -> None:
     """Killed and started again: what was recorded is there, and no new catalog is needed."""
     server = start()
-    catalog = open_catalog(f"etcd://127.0.0.1:{server.port}", timeout_s=1)
+    catalog = open_catalog(f"etcd://127.0.0.1:{server.port}", timeout_s=8)
     catalog.put_image(record(1), objects(1))
     server.kill()
     assert "no etcd answers" in refused(
