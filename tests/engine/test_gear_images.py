@@ -153,6 +153,7 @@ def test_a_second_container_reads_nothing_and_a_second_image_only_what_is_new(
     Objects are shared by content, whatever image brought them.
     """
     task = ("python3", "-c", "import flask, app; print('ok')")
+    node.forget_cache()
     watch = StoreWatch(gear.store)
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:

@@ -38,7 +38,7 @@ class EtcdGear(Gear):
 @pytest.fixture(scope="module")
 def closed_registry() -> Iterator[Registry]:
     """A registry that wants a password."""
-    made = Registry(WORK / "closed-registry", USERS)
+    made = Registry(WORK / "closed-registry", users=USERS)
     try:
         made.start()
         yield made
