@@ -95,6 +95,12 @@ class Config(BaseModel):
     insecure_registries: str = ""
     """Registries that may have no proper certificate, or speak plain http: hosts, networks."""
 
+    docker_etc: Path = Path("/etc/docker")
+    """Docker's folder of registries' certificates (`certs.d/`) and its `daemon.json`."""
+
+    docker_config: Path | None = None
+    """The folder of docker's `config.json` with logins; None: DOCKER_CONFIG, or `~/.docker`."""
+
     docker_host: str | None = None
     """The engine for build and push; None: DOCKER_HOST, or docker's default socket."""
 

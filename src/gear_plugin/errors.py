@@ -10,7 +10,8 @@ Every error Gear raises on purpose, in one tree.
     ├── NotFound             what was named is not there
     │   ├── ContentNotFound      no source has the object
     │   ├── ImageNotFound
-    │   └── LayerNotFound
+    │   ├── LayerNotFound
+    │   └── VolumeNotFound
     ├── Damaged              bytes that are not what they claim to be
     │   ├── ContentCorrupt       an object whose bytes do not hash to its name
     │   ├── ArchiveMalformed     a tar that cannot be parsed or ends too soon
@@ -18,7 +19,9 @@ Every error Gear raises on purpose, in one tree.
     ├── Unsupported          well-formed, but not something Gear can carry
     ├── Conflict             it is there already, or in use
     │   ├── LayerExists
-    │   └── LayerInUse
+    │   ├── LayerInUse
+    │   ├── VolumeExists         with other options
+    │   └── VolumeInUse
     ├── Unavailable          another part is down, slow or full; try again
     │   ├── SourceUnavailable    a store, peer or manager did not answer
     │   ├── EngineUnavailable    no Docker engine, or it refused
@@ -78,6 +81,10 @@ class LayerNotFound(NotFound):
     """The graphdriver has no layer of that id."""
 
 
+class VolumeNotFound(NotFound):
+    """The volume driver has no volume of that name."""
+
+
 class Damaged(GearError):
     """Bytes that are not what they claim to be."""
 
@@ -108,6 +115,14 @@ class LayerExists(Conflict):
 
 class LayerInUse(Conflict):
     """The layer is mounted, or another stands on it."""
+
+
+class VolumeExists(Conflict):
+    """A volume of that name exists already and shows something else."""
+
+
+class VolumeInUse(Conflict):
+    """The volume is mounted."""
 
 
 class Unavailable(GearError):

@@ -4,7 +4,9 @@ Names that come from outside, parsed once at the border into types.
 Image ids (`name:tag`) follow the distribution reference grammar
 (distribution/reference, reference.go) without digests; layer ids are what
 dockerd and BuildKit use (64 hex, `<64 hex>-init`, 25-character base36, and
-short words in moby's graphtest).  Pure values; safe from any thread.
+short words in moby's graphtest); volume names are those that docker's own
+driver takes (moby daemon/names, RestrictedNamePattern), as docker lets other
+drivers have any.  Pure values; safe from any thread.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-
 _NAME = re.compile(rf"(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _LAYER = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}\Z")
 
 DEFAULT_TAG = "latest"
 GEAR_SUFFIX = "-gear"
@@ -92,4 +95,14 @@ def parse_layer_id(text: str) -> str:
     """Return *text* if it can be a layer's id and a file name; raises BadName."""
     if not _LAYER.match(text) or text in (".", ".."):
         raise BadName(f"not a layer id: {text[:100]!r}")
+    return text
+
+
+def parse_volume_name(text: str) -> str:
+    """Return *text* if it can be a volume's name and a file name; raises BadName."""
+    if not _VOLUME.match(text):
+        raise BadName(
+            f"not a volume name (a letter or digit, then letters, digits, '_', '.', '-'; "
+            f"at most 200): {text[:100]!r}"
+        )
     return text

@@ -13,7 +13,7 @@ from gear_plugin.config import Config, load
 PLUGIN: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "plugin" / "config.json").read_text()
 )
-FIXED = {"root", "run", "docker_host", "insecure_registries"}
+FIXED = {"root", "run", "docker_host"}
 """Settings that have one right value inside the plugin, or none."""
 
 
@@ -28,12 +28,13 @@ def test_every_setting_can_be_set_with_docker_plugin_set() -> None:
 
 def test_declared_defaults_are_the_programs() -> None:
     """
-    Only where the store is differs inside the plugin.
+    Only where the store is, and docker's settings for registries, differs inside the plugin.
     """
     environ = {entry["name"]: entry["value"] for entry in PLUGIN["env"]}
     inside = load(environ=environ, bare_names=True)
     expected = {"store": "/mnt/store", "catalog": "sqlite:///mnt/store/catalog.sqlite"}
-    assert inside == Config(**expected)
+    docker = Path("/mnt/etc/docker")
+    assert inside == Config(**expected, docker_etc=docker, docker_config=docker)
 
 
 def test_an_empty_value_means_unset() -> None:
@@ -48,6 +49,16 @@ def test_paths_fit_the_settings(key: str) -> None:
     """
     Mounts reach the host only below the propagated mount.
     """
-    values = {"propagatedMount": str(Config().root), "mounts": "/mnt/store"}
-    found = PLUGIN[key] if key == "propagatedMount" else PLUGIN[key][0]["destination"]
+    values = {"propagatedMount": str(Config().root), "mounts": ["/mnt/store", "/mnt/etc"]}
+    found = PLUGIN[key]
+    if key == "mounts":
+        found = [mount["destination"] for mount in found]
     assert found == values[key]
+
+
+def test_it_is_a_driver_of_layers_and_of_volumes() -> None:
+    """
+    A managed plugin is never asked what it implements; registries need the host's network.
+    """
+    assert PLUGIN["interface"]["types"] == ["docker.graphdriver/1.0", "docker.volumedriver/1.0"]
+    assert PLUGIN["network"] == {"type": "host"}

@@ -14,9 +14,11 @@ from typing import Protocol
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from gear_plugin.api.plugin import Answer, add_call, body, plugin_app, reply, text
+from gear_plugin.api.plugin import Answer, add_call, body, reply, text
 from gear_plugin.errors import ArchiveMalformed, BadConfig, Unsupported
 from gear_plugin.layers import Change
+
+INTERFACE = "GraphDriver"
 
 
 class Layers(Protocol):
@@ -50,9 +52,8 @@ class GraphDriver:
         self._layers = layers
         self._status = status
 
-    def app(self) -> Flask:
-        """The Flask app that serves every call."""
-        app = plugin_app(["GraphDriver"])
+    def serve_on(self, app: Flask) -> None:
+        """Add every call to *app*."""
         calls: dict[str, Callable[[Answer], Answer]] = {
             "Init": self._init,
             "Capabilities": lambda _: {"Capabilities": {"ReproducesExactDiffs": False}},
@@ -71,10 +72,9 @@ class GraphDriver:
             },
         }
         for name, call in calls.items():
-            add_call(app, f"GraphDriver.{name}", call)
-        app.add_url_rule("/GraphDriver.Diff", "diff", self._diff, methods=["POST"])
-        app.add_url_rule("/GraphDriver.ApplyDiff", "apply", self._apply, methods=["POST"])
-        return app
+            add_call(app, f"{INTERFACE}.{name}", call)
+        app.add_url_rule(f"/{INTERFACE}.Diff", "diff", self._diff, methods=["POST"])
+        app.add_url_rule(f"/{INTERFACE}.ApplyDiff", "apply", self._apply, methods=["POST"])
 
     def _init(self, message: Answer) -> Answer:
         if message.get("UIDMaps") or message.get("GIDMaps"):

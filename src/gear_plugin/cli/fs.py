@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +27,6 @@ from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadInput, DaemonUnavailable, GearError, MountFailed
-from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
 from gear_plugin.layers import NodeImages
 from gear_plugin.names import ImageId
 from gear_plugin.rootfs import OneImage, detach_dead_tree, is_mount, mount_name
@@ -126,20 +124,11 @@ def _mount_point(directory: Path) -> Path:
 
 def _take_in(config: Config, name: ImageId) -> str:
     """The digest of the image's index, which is on this node afterwards, checked."""
-    from gear_plugin.jobs.locate import locate_index
+    from gear_plugin.jobs.taking_in import take_in
 
     images = NodeImages(config.root)
     sources = wiring.index_sources(config, name, wiring.nodes(config))
-    with images.scratch() as folder:
-        located = locate_index(name, sources, folder)
-        index = located.manifest.index_digest.hex
-        if images.objects(index) is None:
-            layer = folder / "layer"
-            (layer / FOLDER).mkdir(parents=True)
-            shutil.copyfile(located.erofs, layer / INDEX_NAME)
-            shutil.copyfile(located.manifest_file, layer / MANIFEST_NAME)
-            images.install(layer)
-    return index
+    return take_in(images, name, sources, lambda index: images.objects(index) is not None)
 
 
 def _start(config: Config, image: str, point: Path, *, prefetch: bool) -> None:

@@ -10,15 +10,25 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin import __version__
+from gear_plugin.cli import wiring
 from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
-from gear_plugin.layers import LayerStore, NodeImages, mounted_images
+from gear_plugin.layers import (
+    ImageHolders,
+    LayerStore,
+    NodeImages,
+    VolumeImages,
+    VolumeStore,
+    mounted_images,
+)
+from gear_plugin.names import ImageId
 from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
@@ -135,38 +145,50 @@ class Healer:
 
 def graphdriver_app(config: Config) -> Flask:
     """The plugin's app; the kernel is probed while it already listens."""
-    from gear_plugin.api.graphdriver import GraphDriver
+    from gear_plugin.api import graphdriver, volume
+    from gear_plugin.api.plugin import plugin_app
 
     node = _Node(config)
     threading.Thread(target=node.warm_up, daemon=True).start()
-    return GraphDriver(node.layers, node.status).app()
+    app = plugin_app([graphdriver.INTERFACE, volume.INTERFACE])
+    graphdriver.GraphDriver(lambda: node.stores().layers, node.status).serve_on(app)
+    volume.VolumeDriver(lambda: node.stores().volumes).serve_on(app)
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    """What the api serves."""
+
+    layers: LayerStore
+    volumes: VolumeStore
+    plan: Plan
 
 
 class _Node:
-    """The graphdriver's store, made on first use and again after a failure."""
+    """The api's stores, made on first use and again after a failure."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._layers: LayerStore | None = None
-        self._plan: Plan | None = None
+        self._stores: _Stores | None = None
 
     def warm_up(self) -> None:
         try:
-            self.layers()
+            self.stores()
         except GearError as error:
             log.error("not ready: %s", error)
 
-    def layers(self) -> LayerStore:
-        """The store, waiting for it while it is being made; raises MountFailed."""
+    def stores(self) -> _Stores:
+        """The stores, waiting for them while they are being made; raises MountFailed."""
         with self._lock:
-            if self._layers is None:
-                self._plan = probe(self._config.root / "probe", self._config.mount_way)
-                self._layers = self._make(self._plan)
-                log.info("mounting Gear images the %s way", self._plan.way)
-            return self._layers
+            if self._stores is None:
+                plan = probe(self._config.root / "probe", self._config.mount_way)
+                self._stores = self._make(plan)
+                log.info("mounting Gear images the %s way", plan.way)
+            return self._stores
 
-    def _make(self, plan: Plan) -> LayerStore:
+    def _make(self, plan: Plan) -> _Stores:
         config = self._config
         client, images = local_client(config), NodeImages(config.root)
         images.remove_half_made()
@@ -179,21 +201,33 @@ class _Node:
             admit=lambda image: client.admit(Digest.from_hex(image)),
             wait_s=_DAEMON_START_S,
         )
-        return LayerStore(
+        holders = ImageHolders(
             config.root, images, views, lambda image: client.forget(Digest.from_hex(image))
+        )
+
+        def take_in(image: ImageId, note: Callable[[str], bool]) -> str:
+            return wiring.take_in_for_volume(config, images, image, note)
+
+        return _Stores(
+            LayerStore(config.root, images, views, holders),
+            VolumeStore(
+                config.root, VolumeImages(config.root, images, views, holders, take_in), holders
+            ),
+            plan,
         )
 
     def status(self) -> list[tuple[str, str]]:
         """What `docker info` shows."""
         config = self._config
-        self.layers()
-        assert self._plan is not None
+        stores = self.stores()
+        plan = stores.plan
         return [
             ("Gear Version", __version__),
             ("Root Dir", str(config.root)),
-            ("Mount Way", f"{self._plan.way} (of {', '.join(self._plan.available)})"),
-            ("Index Mounts", "loop device" if self._plan.loop_index else "file"),
+            ("Mount Way", f"{plan.way} (of {', '.join(plan.available)})"),
+            ("Index Mounts", "loop device" if plan.loop_index else "file"),
             ("Gear Images", str(sum(1 for _ in NodeImages(config.root)))),
+            ("Volumes", str(len(stores.volumes.all()))),
             ("Object Store", config.store),
             ("Catalog", config.catalog),
             ("Cache Limit", str(config.cache_limit) if config.cache_limit else "none"),

@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.request import getproxies_environment
 
 from gear_plugin.config import Config
-from gear_plugin.errors import BadConfig, EngineUnavailable, SourceUnavailable, TimedOut
+from gear_plugin.errors import (
+    AccessDenied,
+    BadConfig,
+    EngineUnavailable,
+    ImageNotFound,
+    SourceUnavailable,
+    TimedOut,
+)
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
     from gear_plugin.content import DirectoryStore, ObjectSource
-    from gear_plugin.jobs import BuiltImages, DockerEngine, Platform, Registry
+    from gear_plugin.jobs import BuiltImages, DockerEngine, Limits, Platform, Registry
     from gear_plugin.jobs.engine_facts import EngineFacts
     from gear_plugin.jobs.locate import IndexSource, Located
     from gear_plugin.jobs.nodes import NodePlace
+    from gear_plugin.layers import NodeImages
     from gear_plugin.names import ImageId
 
 _T = TypeVar("_T")
@@ -32,8 +40,6 @@ _CATALOG_MARGIN_S = 5.0
 _QUICK_S = 3
 """An engine that is asked on the way to something else gets no longer."""
 _DOCKER_SOCKET = Path("/var/run/docker.sock")
-_DOCKER_DAEMON = Path("/etc/docker/daemon.json")
-_DOCKER_CERTS = Path("/etc/docker/certs.d")
 
 
 def engine(config: Config) -> DockerEngine:
@@ -43,22 +49,28 @@ def engine(config: Config) -> DockerEngine:
     return DockerEngine(config.docker_host or os.environ.get("DOCKER_HOST"), os.environ)
 
 
-def registry(config: Config) -> Registry:
+def registry(config: Config, limits: Limits | None = None) -> Registry:
     """
     Registries without an engine, with the logins, certificates and insecure
     registries that docker has on this machine.
     """
-    from gear_plugin.jobs import Logins, Registry, RegistrySettings
+    from gear_plugin.jobs import Limits, Logins, Registry, RegistrySettings
 
-    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     listed = [name.strip() for name in config.insecure_registries.split(",")]
     settings = RegistrySettings(
-        logins=Logins(folder / "config.json"),
-        certs=_DOCKER_CERTS,
-        insecure=[name for name in listed if name] + _insecure_to_docker(),
+        logins=Logins(logins_file(config)),
+        certs=config.docker_etc / "certs.d",
+        insecure=[name for name in listed if name] + _insecure_to_docker(config),
         proxies=getproxies_environment(),
+        limits=limits or Limits(),
     )
     return Registry(settings)
+
+
+def logins_file(config: Config) -> Path:
+    """Where docker keeps the logins that Gear uses."""
+    folder = config.docker_config or os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"
+    return Path(folder) / "config.json"
 
 
 def platform(config: Config) -> Platform:
@@ -85,10 +97,10 @@ def pusher(config: Config, gear_image: ImageId) -> DockerEngine | BuiltImages:
     return BuiltImages(config.root, registry(config))
 
 
-def _insecure_to_docker() -> list[str]:
+def _insecure_to_docker(config: Config) -> list[str]:
     """The `insecure-registries` of this machine's dockerd, if it has such a file."""
     try:
-        found = json.loads(_DOCKER_DAEMON.read_bytes())["insecure-registries"]
+        found = json.loads((config.docker_etc / "daemon.json").read_bytes())["insecure-registries"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [str(name) for name in found] if isinstance(found, list) else []
@@ -207,6 +219,41 @@ def index_sources(
     if only == "registry" or gear_image.names_registry:
         sources["registry"].append(kinds.RegistrySource(registry(config)))
     return [source for kind in ([only] if only else sources) for source in sources[kind]]
+
+
+def take_in_for_volume(
+    config: Config, images: NodeImages, gear_image: ImageId, note: Callable[[str], bool]
+) -> str:
+    """
+    Have *gear_image* among the node's *images* (`jobs.taking_in`), as the
+    volume driver does: from the node itself, or the registry that the name
+    begins with.
+
+    No engine is asked, as it is one that waits for the answer.
+    """
+    from gear_plugin.jobs import Limits
+    from gear_plugin.jobs import index_sources as kinds
+    from gear_plugin.jobs.taking_in import take_in
+
+    sources: list[IndexSource] = [kinds.NodeSource(config.root)]
+    # docker waits for 2 minutes.
+    limits = Limits(connect_s=5, stall_s=20, attempts=3)
+    with contextlib.closing(registry(config, limits)) as registries:
+        if gear_image.names_registry:
+            sources.append(kinds.RegistrySource(registries))
+        try:
+            return take_in(images, gear_image, sources, note)
+        except ImageNotFound as error:
+            if gear_image.names_registry:
+                raise
+            raise ImageNotFound(
+                f"{error}; name its registry, as in image=registry.example/{gear_image}"
+            ) from error
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}; the volume driver looks for it in {logins_file(config)} "
+                "(docs/volumes.md)"
+            ) from error
 
 
 def object_sources(

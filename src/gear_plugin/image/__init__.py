@@ -13,6 +13,7 @@ from gear_plugin.image.erofs_format import Buffer
 from gear_plugin.image.erofs_reader import read as read_erofs
 from gear_plugin.image.erofs_view import ErofsView, Status
 from gear_plugin.image.flatten import Content, Flattened, flatten
+from gear_plugin.image.folders import find_folder
 from gear_plugin.image.layer import FOLDER, INDEX_NAME, MANIFEST_NAME, copy_layer, write_layer
 from gear_plugin.image.manifest import (
     CHUNK_BYTES,
@@ -56,6 +57,7 @@ __all__ = [
     "check_index",
     "chunk_count",
     "copy_layer",
+    "find_folder",
     "flatten",
     "read_erofs",
     "tar_header",

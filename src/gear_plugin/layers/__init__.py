@@ -1,10 +1,11 @@
 """
 What a container engine calls a layer: made, mounted, filled from a tar and
-read back as one.
+read back as one; and what it calls a volume.
 """
 
 from gear_plugin.layers.changes import Change, ChangeKind
 from gear_plugin.layers.checker import check_layer
+from gear_plugin.layers.holders import ImageHolders, held_images, mounted_images
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.installed import (
     Cached,
@@ -13,17 +14,28 @@ from gear_plugin.layers.installed import (
     installed_image,
     installed_images,
 )
-from gear_plugin.layers.store import LayerStore, mounted_images
+from gear_plugin.layers.store import LayerStore
+from gear_plugin.layers.volume_images import Showing, VolumeImages
+from gear_plugin.layers.volume_record import Shown, VolumeRecord
+from gear_plugin.layers.volumes import Volume, VolumeStore
 
 __all__ = [
     "Cached",
     "Change",
     "ChangeKind",
+    "ImageHolders",
     "InstalledImage",
     "LayerStore",
     "NodeImages",
+    "Showing",
+    "Shown",
+    "Volume",
+    "VolumeImages",
+    "VolumeRecord",
+    "VolumeStore",
     "cached",
     "check_layer",
+    "held_images",
     "installed_image",
     "installed_images",
     "mounted_images",

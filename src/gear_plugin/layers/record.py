@@ -18,6 +18,8 @@ from pathlib import Path
 
 from gear_plugin.errors import LayerNotFound
 
+CONTAINERS = "containers"
+
 _VERSION = 1
 
 

@@ -25,15 +25,16 @@ from typing import Protocol
 
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
-from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
+from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.holders import ImageHolders, mounted_images
 from gear_plugin.layers.images import NodeImages
-from gear_plugin.layers.record import LayerFolder, Record
+from gear_plugin.layers.record import CONTAINERS, LayerFolder, Record
 from gear_plugin.names import parse_layer_id
-from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, served_images, unmount
+from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, unmount
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,6 @@ class ImageViews(Protocol):
     def release(self, image: str, is_used: Callable[[], bool], /) -> None:
         """The last mount on the image may have gone; *is_used* tells."""
 
-    def forget(self, image: str, /) -> None:
-        """Unmount the image's own mounts."""
-
 
 @dataclass
 class _Held:
@@ -66,7 +64,6 @@ class LayerStore:
     """
     Layers under *root*`/containers`.
 
-    *forget_image* tells the client that no layer of an image is left here.
     Making a store repairs what a crash left: half-made layers go.
     """
 
@@ -75,16 +72,13 @@ class LayerStore:
         root: Path,
         images: NodeImages,
         views: ImageViews,
-        forget_image: Callable[[str], None],
+        holders: ImageHolders,
     ) -> None:
-        self._folder = root / "containers"
+        self._folder = root / CONTAINERS
         self._images = images
         self._views = views
-        self._forget_image = forget_image
+        self._holders = holders
         self._guard = threading.Lock()
-        # Held while a layer notes the image it carries, and while an image
-        # that no layer has noted is dropped.
-        self._carrying = threading.Lock()
         self._held: dict[str, _Held] = defaultdict(lambda: _Held(threading.RLock()))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
@@ -135,7 +129,7 @@ class LayerStore:
                 gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
                 folder.path.rename(gone)
                 if index is not None:
-                    self._drop_image(index)
+                    self._holders.let_go(index)
                 remove_tree(gone)
             with self._guard:
                 self._held.pop(layer, None)
@@ -224,7 +218,7 @@ class LayerStore:
                 raise
             remove_tree(folder.replaced)
             if record.index is not None and record.index != index:
-                self._drop_image(record.index)
+                self._holders.let_go(record.index)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -352,12 +346,13 @@ class LayerStore:
         Note the image that the layer carries, before it does: one that breaks
         off then goes at the next start, its image with it.
         """
+        if record.index is None:
+            folder.write(record)
+            return
         for _ in range(_ATTEMPTS):
-            with self._carrying:
-                folder.write(record, durable=record.index is not None)
-                if record.index is None or self._images.objects(record.index) is not None:
-                    return
-            # The last other layer with this image left in the meantime.
+            if self._holders.hold(record.index, lambda: folder.write(record, durable=True)):
+                return
+            # The last other holder of this image left in the meantime.
             self._images.install(folder.applying)
         raise IndexDamaged(f"the index {record.index} does not stay in images/")
 
@@ -369,30 +364,9 @@ class LayerStore:
             if folder.read() != record:
                 folder.write(record)
             if index is not None:
-                self._drop_image(index)
+                self._holders.let_go(index)
             if folder.applying.exists():
                 remove_tree(folder.applying)
-
-    def _drop_image(self, image: str) -> None:
-        """Let go of *image* unless another layer carries it too, or `gear fs` shows it."""
-        with self._carrying:
-            is_carried = any(record.index == image for record in self._records())
-            if is_carried or image in served_images():
-                return
-            self._views.forget(image)
-            self._images.remove(image)
-        try:
-            self._forget_image(image)
-        except Unavailable as error:
-            # The layer is gone already, so docker's call succeeds; the client
-            # forgets what no image here needs when it starts.
-            log.warning("image %s is not forgotten yet: %s", image[:12], error)
-
-    def _records(self) -> Iterator[Record]:
-        for entry in list(self._folder.iterdir()):
-            if not entry.name.startswith("."):
-                with contextlib.suppress(LayerNotFound):
-                    yield LayerFolder(entry).read()
 
     def _remove_half_made(self) -> None:
         for entry in sorted(self._folder.iterdir()):
@@ -406,21 +380,4 @@ class LayerStore:
             with contextlib.suppress(OSError):
                 remove_tree(entry)
             for index in found - {None}:
-                self._drop_image(str(index))
-
-
-def mounted_images(root: Path) -> set[str]:
-    """
-    The index digests of the images that are in use: mounted layers under *root*
-    stand on them, or `gear fs` shows them.
-    """
-    folder = root / "containers"
-    found = served_images()
-    for point, _ in mounts():
-        if point.name == "merged" and point.parent.parent == folder:
-            with contextlib.suppress(LayerNotFound):
-                record = LayerFolder(point.parent).read()
-                if record.parents:
-                    record = LayerFolder(folder / record.parents[-1]).read()
-                found |= {record.index} if record.index else set()
-    return found
+                self._holders.let_go(str(index))

@@ -8,7 +8,7 @@ stood on by overlayfs.
 from gear_plugin.rootfs.features import Feature, hide_mounts, kernel_features
 from gear_plugin.rootfs.lazy import Generation, LazyLayer
 from gear_plugin.rootfs.overlay import Plan, Stack, View, Way, mount_index, mount_stack, probe
-from gear_plugin.rootfs.syscalls import is_mount, mounts, unmount
+from gear_plugin.rootfs.syscalls import bind_folder, is_mount, mounts, unmount
 from gear_plugin.rootfs.trees import (
     ImageTrees,
     OneImage,
@@ -34,6 +34,7 @@ __all__ = [
     "View",
     "Views",
     "Way",
+    "bind_folder",
     "detach_dead_tree",
     "hide_mounts",
     "is_mount",

@@ -30,7 +30,7 @@ _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _CLOEXEC = 0x1
 _AT_FDCWD = -100
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x4000, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x1000, 0x4000, 1 << 18
 MNT_DETACH = 0x2
 
 Option = tuple[str, str | None]
@@ -149,6 +149,28 @@ def mount(source: str, target: Path, fstype: str, flags: int = 0, data: str = ""
         os.fsencode(source), os.fsencode(target), fstype.encode(), flags, data.encode() or None
     )
     _check(result, f"cannot mount {fstype} on {target}")
+
+
+def bind_folder(top: Path, folder: bytes, target: Path) -> None:
+    """
+    Show the directory *folder* of the tree below *top* on *target* as well.
+
+    *folder* is names with a `/` before each; a link among them is refused, so
+    nothing outside *top* can be shown.  Raises MountFailed.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened:
+        try:
+            handle = os.open(top, flags)
+            opened.callback(os.close, handle)
+            for name in folder.split(b"/"):
+                if name:
+                    handle = os.open(name, flags, dir_fd=handle)
+                    opened.callback(os.close, handle)
+        except OSError as error:
+            shown = os.fsdecode(folder)
+            raise MountFailed(f"cannot show {shown!r} on {target}: {error.strerror}") from error
+        mount(f"/proc/self/fd/{handle}", target, "none", MS_BIND)
 
 
 def unmount(target: Path, *, lazy: bool = False) -> None:

@@ -9,8 +9,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from gear_plugin import errors
-from gear_plugin.api.graphdriver import GraphDriver
-from gear_plugin.api.plugin import STATUS
+from gear_plugin.api.graphdriver import INTERFACE, GraphDriver
+from gear_plugin.api.plugin import STATUS, plugin_app
 from gear_plugin.errors import GearError, LayerNotFound
 from gear_plugin.layers import Change, ChangeKind
 
@@ -71,7 +71,9 @@ def layers() -> Layers:
 @pytest.fixture
 def docker(layers: Layers) -> FlaskClient:
     """Posts as dockerd does."""
-    return GraphDriver(lambda: layers, lambda: [("Mount Way", "direct")]).app().test_client()
+    app = plugin_app([INTERFACE])
+    GraphDriver(lambda: layers, lambda: [("Mount Way", "direct")]).serve_on(app)
+    return app.test_client()
 
 
 def call(docker: FlaskClient, name: str, body: str = "{}") -> tuple[int, object]:

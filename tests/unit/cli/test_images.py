@@ -416,12 +416,11 @@ def test_registries_are_reached_as_docker_reaches_them(
     """
     seen: list[RegistrySettings] = []
     monkeypatch.setattr("gear_plugin.jobs.Registry", seen.append)
-    monkeypatch.setattr(wiring, "_DOCKER_DAEMON", tmp_path / "daemon.json")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     auth = base64.b64encode(b"me:secret").decode()
     (tmp_path / "config.json").write_text(json.dumps({"auths": {"a.example": {"auth": auth}}}))
-    config = Config(insecure_registries="b.example:5000, 10.0.0.0/8")
+    config = Config(insecure_registries="b.example:5000, 10.0.0.0/8", docker_etc=tmp_path)
     for text in ("", "{", "[]", '{"insecure-registries": "x"}'):
         (tmp_path / "daemon.json").write_text(text)
         wiring.registry(config)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from gear_plugin.layers import LayerStore, NodeImages
+from gear_plugin.layers import ImageHolders, LayerStore, NodeImages
 from gear_plugin.rootfs import View, is_mount, unmount
 
 
@@ -33,9 +34,27 @@ def root(tmp_path: Path) -> Iterator[Path]:
             unmount(merged, lazy=True)
 
 
+class AnyViews(Protocol):
+    """All that the stores need of rootfs.Views."""
+
+    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None: ...
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None: ...
+    def forget(self, image: str, /) -> None: ...
+
+
+def layer_store(
+    root: Path,
+    images: NodeImages,
+    views: AnyViews,
+    forget_image: Callable[[str], None] = lambda _: None,
+) -> LayerStore:
+    """A store with holders of its own."""
+    return LayerStore(root, images, views, ImageHolders(root, images, views, forget_image))
+
+
 def make_store(root: Path) -> LayerStore:
     """A store as a new process would make it."""
-    return LayerStore(root, NodeImages(root), NoViews(), lambda _: None)
+    return layer_store(root, NodeImages(root), NoViews())
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from gear_plugin.layers import LayerStore, NodeImages
 from gear_plugin.layers.record import LayerFolder
 from gear_plugin.rootfs import View
 
+from .conftest import layer_store
 from .layer_damage import EROFS, refused, whole
 from .tars import reading, tar
 
@@ -51,7 +52,7 @@ def forgotten() -> list[str]:
 
 @pytest.fixture
 def store(root: Path, views: Views, forgotten: list[str]) -> LayerStore:
-    return LayerStore(root, NodeImages(root), views, forgotten.append)
+    return layer_store(root, NodeImages(root), views, forgotten.append)
 
 
 def layers(root: Path) -> list[str]:
@@ -125,7 +126,7 @@ def test_a_crash_leaves_neither_layer_nor_image(
     if step == "checked":
         record = folder.read()
         folder.write(type(record)(record.id, record.parents, record.writable))
-    LayerStore(root, NodeImages(root), views, lambda _: None)
+    layer_store(root, NodeImages(root), views)
     assert layers(root) == []
     assert images(root) == []
 
@@ -141,7 +142,7 @@ def test_an_image_that_another_layer_carries_survives(
         store.apply(name, reading(whole()))
     half = root / "containers/one"
     (half / "upper").rename(half / "applying")
-    again = LayerStore(root, NodeImages(root), views, lambda _: None)
+    again = layer_store(root, NodeImages(root), views)
     assert layers(root) == ["two"]
     assert images(root) == [IMAGE]
     again.remove("two")
@@ -172,7 +173,7 @@ def test_a_broken_image_folder_is_made_anew(store: LayerStore, root: Path) -> No
     store.apply("one", reading(whole()))
     (root / "images" / IMAGE / "objects").unlink()
     shutil.rmtree(root / "containers/one")
-    fresh = LayerStore(root, NodeImages(root), Views(), lambda _: None)
+    fresh = layer_store(root, NodeImages(root), Views())
     fresh.create("two", "", writable=False)
     fresh.apply("two", reading(whole()))
     assert NodeImages(root).objects(IMAGE) is not None

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from gear_plugin.errors import GearError, IndexDamaged, TimedOut, Unavailable
-from gear_plugin.layers import LayerStore, NodeImages
+from gear_plugin.layers import NodeImages
 from gear_plugin.layers.apply import unpack
 from gear_plugin.layers.checker import Checker
 from tests.unit.image.indexes import index
 from tests.unit.image.trees import file, tree_of
 
-from .conftest import NoViews
+from .conftest import NoViews, layer_store
 from .layer_damage import whole
 from .tars import reading
 
@@ -43,7 +43,7 @@ def apply(root: Path) -> Apply:
     """Apply a layer with some checker, and look that a failure leaves nothing."""
 
     def run(checker: Checker, layer: bytes) -> None:
-        store = LayerStore(root, NodeImages(root, checker=checker), NoViews(), lambda _: None)
+        store = layer_store(root, NodeImages(root, checker=checker), NoViews())
         store.create("layer", "", writable=False)
         try:
             store.apply("layer", reading(layer))

@@ -1,0 +1,244 @@
+"""
+The volumes of this node: ordinary ones, and Gear images shown as volumes.
+
+As with layers, the truth is on disk (`volume_record.py`) and in the kernel's
+mount table: a new process goes on where a dead one stopped.  Who has a volume
+mounted is written down before it is mounted, and counts only while it is: a
+mount does not outlive a boot or `docker plugin disable -f`, its users' names
+on disk would.
+
+Every operation is safe to repeat.  Operations on one volume exclude each
+other, operations on different volumes do not; reading waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gear_plugin.confined.removal import remove_tree
+from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.errors import VolumeExists, VolumeInUse, VolumeNotFound
+from gear_plugin.layers.holders import ImageHolders
+from gear_plugin.layers.volume_images import Showing, VolumeImages
+from gear_plugin.layers.volume_record import (
+    HALF_MADE,
+    VOLUMES,
+    Shown,
+    VolumeFolder,
+    VolumeRecord,
+)
+from gear_plugin.names import parse_volume_name
+from gear_plugin.rootfs import is_mount, mounts
+
+log = logging.getLogger(__name__)
+
+_REMOVAL_S = 20.0
+"""docker gives up a removal after 60 s; what takes longer goes on behind its back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is now; `mountpoint` None: not mounted."""
+
+    record: VolumeRecord
+    mountpoint: Path | None
+
+
+@dataclass
+class _Turn:
+    """One volume's lock, and how many hold it or wait for it."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    wanted: int = 0
+
+
+class VolumeStore:
+    """
+    Volumes under *root*`/volumes`.
+
+    Making a store removes what a crash left: volumes half made or half removed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: VolumeImages,
+        holders: ImageHolders,
+    ) -> None:
+        self._folder = root / VOLUMES
+        self._images = images
+        self._holders = holders
+        self._guard = threading.Lock()
+        self._turns: dict[str, _Turn] = defaultdict(_Turn)
+        # Setuid programs in volumes are for containers, not for users of the host.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self._folder.glob(f"{HALF_MADE}*"):
+            self._take_away(VolumeFolder(left), wait_s=0)
+
+    def create(self, name: str, showing: Showing | None) -> None:
+        """
+        Make the volume *name*: an ordinary one, or one that shows an image.
+
+        One that is there already and shows the same is no error.  Raises
+        BadName, VolumeExists, BadConfig (no such folder in the image),
+        StorageFull, and what TakeIn raises; nothing is left then.
+        """
+        folder = self._volume(name)
+        with self._locked(name), storage_full(folder.path):
+            with contextlib.suppress(VolumeNotFound):
+                if not _is_same(folder.read().shown, showing):
+                    raise VolumeExists(
+                        f"volume {name} exists already and shows something else; "
+                        f"remove it first, or choose another name"
+                    )
+                return
+            made = VolumeFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
+            try:
+                record = VolumeRecord(name, int(time.time()))
+                if showing is None:
+                    made.data.mkdir(mode=0o755)
+                    made.data.chmod(0o755)
+                else:
+                    record = self._images.prepare(made, record, showing)
+                made.write(record)
+                made.path.rename(folder.path)
+                sync_directory(self._folder)
+            except BaseException:
+                if made.path.exists():
+                    self._take_away(made, wait_s=_REMOVAL_S)
+                raise
+
+    def remove(self, name: str) -> None:
+        """
+        Remove the volume and what was written to it.
+
+        Raises VolumeNotFound, VolumeInUse (mounted).
+        """
+        folder = self._volume(name)
+        with self._locked(name):
+            record = folder.read()
+            if self._users(folder, record) or is_mount(folder.merged):
+                raise VolumeInUse(
+                    f"volume {name} is mounted; stop the containers that use it, then remove it"
+                )
+            gone = VolumeFolder(self._folder / (HALF_MADE + secrets.token_hex(8)))
+            folder.path.rename(gone.path)
+            sync_directory(self._folder)
+            self._take_away(gone, wait_s=_REMOVAL_S)
+
+    def mount(self, name: str, user: str) -> Path:
+        """
+        Mount the volume for *user*, who may have done so already; where it is.
+
+        Raises VolumeNotFound, MountFailed, DaemonUnavailable, StorageFull.
+        """
+        folder = self._volume(name)
+        with self._locked(name), storage_full(folder.path):
+            record = folder.read()
+            # Before it is mounted: an unmount by another user must see this one.
+            folder.write_users(self._users(folder, record) | {user})
+            if record.shown is None:
+                return folder.data
+            if not is_mount(folder.merged):
+                self._images.mount(folder, record.shown)
+        return folder.merged
+
+    def unmount(self, name: str, user: str) -> None:
+        """
+        *user* needs the volume no more; with the last one the mount goes.
+
+        A user who is not known is no error.  Raises VolumeNotFound, MountFailed.
+        """
+        folder = self._volume(name)
+        with self._locked(name):
+            record = folder.read()
+            left = self._users(folder, record) - {user}
+            if record.shown is not None and not left and is_mount(folder.merged):
+                self._images.unmount(folder, record.shown)
+            folder.write_users(left)
+
+    def get(self, name: str) -> Volume:
+        """The volume *name*; raises VolumeNotFound."""
+        folder = self._volume(name)
+        return _volume(folder, folder.read(), {point for point, _ in mounts()})
+
+    def all(self) -> list[Volume]:
+        """Every volume, by name."""
+        points = {point for point, _ in mounts()}
+        found = []
+        for entry in sorted(self._folder.iterdir()):
+            if not entry.name.startswith(HALF_MADE):
+                with contextlib.suppress(VolumeNotFound):
+                    found.append(_volume(VolumeFolder(entry), VolumeFolder(entry).read(), points))
+        return found
+
+    # --- inside --------------------------------------------------------------
+
+    def _volume(self, name: str) -> VolumeFolder:
+        return VolumeFolder(self._folder / parse_volume_name(name))
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with self._guard:
+            turn = self._turns[name]
+            turn.wanted += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._guard:
+                turn.wanted -= 1
+                if not turn.wanted:
+                    del self._turns[name]
+
+    @staticmethod
+    def _users(folder: VolumeFolder, record: VolumeRecord) -> frozenset[str]:
+        """Who has the volume mounted; nobody has an image's volume that is not."""
+        if record.shown is not None and not is_mount(folder.merged):
+            return frozenset()
+        return folder.users()
+
+    def _take_away(self, gone: VolumeFolder, *, wait_s: float) -> None:
+        """
+        Remove a folder that is no volume any more, and let go of its image.
+
+        What takes longer than *wait_s* goes on in the background, and what
+        is left at the end of the process, the next one removes.
+        """
+
+        def remove() -> None:
+            try:
+                index = gone.disown()
+                if index is not None:
+                    self._holders.let_go(index)
+                remove_tree(gone.path)
+            except Exception:
+                log.exception("%s is not removed yet; the next start tries again", gone.path)
+
+        removal = threading.Thread(target=remove, name="removal", daemon=True)
+        removal.start()
+        removal.join(wait_s)
+
+
+def _is_same(shown: Shown | None, showing: Showing | None) -> bool:
+    """Whether a volume that is there is what was asked for."""
+    if shown is None or showing is None:
+        return shown is showing is None
+    asked = (str(showing.image), showing.writable, os.fsdecode(showing.path))
+    return (shown.image, shown.writable, shown.path) == asked
+
+
+def _volume(folder: VolumeFolder, record: VolumeRecord, points: set[Path]) -> Volume:
+    if record.shown is None:
+        return Volume(record, folder.data)
+    return Volume(record, folder.merged if folder.merged in points else None)

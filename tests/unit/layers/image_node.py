@@ -1,0 +1,140 @@
+"""
+A node without docker or daemons: real mounts of a small image, plain folders
+in the place of the FUSE layer, the image's objects in its cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gear_plugin.digest import Digest
+from gear_plugin.errors import ImageNotFound
+from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, Directory, Inode, Kind, Tree
+from gear_plugin.layers import (
+    ImageHolders,
+    LayerStore,
+    NodeImages,
+    VolumeImages,
+    VolumeStore,
+    mounted_images,
+)
+from gear_plugin.names import ImageId
+from gear_plugin.rootfs import LazyLayer, Plan, Views, Way, mounts, unmount
+from tests.unit.image.indexes import index
+from tests.unit.image.trees import file
+
+NAME = ImageId.parse("library/nginx-gear:1.25")
+FILES = {b"etc/passwd": b"root\n", b"srv/www/index.html": b"hello\n", b"srv/note": b"note\n"}
+ROOT = {"mode": 0o711, "uid": 7, "gid": 8, "mtime_ns": 1_600_000_000 * 10**9}
+WWW = {"mode": 0o750, "uid": 33, "gid": 34, "mtime_ns": 1_500_000_000 * 10**9}
+
+
+def small_tree() -> Tree:
+    """FILES, links that lead to a folder in several ways, an owner for `srv/www`."""
+    tree = Tree(_folder(ROOT, {}))
+    etc, srv, www = _folder({}, {}), _folder({}, {}), _folder(WWW, {})
+    tree.root.children |= {b"etc": etc, b"srv": srv, b"loop": _link(b"loop")}
+    srv.children |= {b"www": www, b"note": file(FILES[b"srv/note"])}
+    www.children[b"index.html"] = file(FILES[b"srv/www/index.html"])
+    etc.children |= {b"passwd": file(FILES[b"etc/passwd"]), b"up": _link(b"../../../srv/www")}
+    tree.root.children |= {b"absolute": _link(b"/srv//www/."), b"out": _link(b"/etc/none")}
+    return tree
+
+
+class ImageNode:
+    """The stores of a node below *base* that has the small image at hand."""
+
+    def __init__(self, base: Path, way: Way) -> None:
+        self.root, self.run = base / "gear", base / "run"
+        self.base, self.way = base, way
+        tree = small_tree()
+        self.erofs, self.manifest = index(tree, chunks={}, profile=())
+        self.image = Digest.of(self.erofs).hex
+        self.forgotten: list[str] = []
+        self.asked = 0
+        self.supply = True
+        """Whether the image is to be had."""
+        self._fuse(base / "fuse")
+        self.open()
+
+    def open(self) -> None:
+        """Make the stores, as a new process would."""
+        self.images = NodeImages(self.root)
+        self.views = Views(
+            self.run,
+            self.root,
+            Plan(self.way, loop_index=False, available=(self.way,)),
+            LazyLayer(self.run),
+            index_file=self.images.index_file,
+            admit=self._admit,
+            wait_s=5,
+        )
+        self.holders = ImageHolders(self.root, self.images, self.views, self.forgotten.append)
+        self.layers = LayerStore(self.root, self.images, self.views, self.holders)
+        shows = VolumeImages(self.root, self.images, self.views, self.holders, self._take_in)
+        self.volumes = VolumeStore(self.root, shows, self.holders)
+
+    def installed(self) -> list[str]:
+        """The images that are on the node."""
+        return list(self.images)
+
+    def mounted(self) -> set[str]:
+        """The images that are in use."""
+        return mounted_images(self.root)
+
+    def points(self) -> list[str]:
+        """What is mounted below the root, as paths below it."""
+        return [str(p.relative_to(self.root)) for p, _ in mounts() if self.root in p.parents]
+
+    def close(self) -> None:
+        """Leave no mount."""
+        for point in [point for point, _ in mounts()][::-1]:
+            if self.base in point.parents:
+                unmount(point, lazy=True)
+
+    def _take_in(self, image: ImageId, note: Callable[[str], bool]) -> str:
+        self.asked += 1
+        if image != NAME or not self.supply:
+            raise ImageNotFound(f"no Gear image {image}")
+        if not note(self.image):
+            with self.images.scratch() as folder:
+                (folder / "layer" / FOLDER).mkdir(parents=True)
+                (folder / "layer" / INDEX_NAME).write_bytes(self.erofs)
+                (folder / "layer" / MANIFEST_NAME).write_bytes(self.manifest.encode())
+                self.images.install(folder / "layer")
+        return self.image
+
+    def _admit(self, image: str) -> None:
+        private = self.root / "private" / image
+        for content in FILES.values():
+            for layer in (self.root / "public", private):
+                path = layer / Digest.of(content).shard_path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+
+    def _fuse(self, point: Path) -> None:
+        """What a FUSE daemon would show: no object, and the whole tree."""
+        (point / "objects" / self.image).mkdir(parents=True)
+        (point / "error").mkdir()
+        tree = point / "trees" / self.image
+        for path, content in FILES.items():
+            target = tree / os.fsdecode(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        (tree / "srv/www").chmod(WWW["mode"])
+        shutil.chown(tree / "srv/www", WWW["uid"], WWW["gid"])
+        self.run.mkdir()
+        state = {"number": 1, "pid": os.getpid(), "mountpoint": str(point)}
+        (self.run / "fuse.json").write_text(json.dumps(state))
+
+
+def _folder(metadata: dict[str, int], children: dict[bytes, Inode]) -> Directory:
+    return Directory(**metadata, children=children)
+
+
+def _link(target: bytes) -> Inode:
+    return Inode(Kind.SYMLINK, 0o777, 0, 0, 0, target=target)
