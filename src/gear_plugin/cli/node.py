@@ -18,8 +18,8 @@ from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
-from gear_plugin.layers import LayerStore, NodeImages, mounted_images
-from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
+from gear_plugin.layers import LayerStore, NodeImages, images_in_use, own_layers
+from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, clear_scratch, probe
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _ANSWER_MARGIN_S = 5.0
 """The client answers within `fetch_timeout_s`; its caller waits a little longer."""
 _DAEMON_START_S = 20.0
+_PREDECESSOR_S = 20.0
+"""A killed driver is gone at once, unless the kernel waits for a FUSE daemon that hangs."""
 _CLIENT_RESTART_S = 5.0
 """A killed client is back in about 1 s; an open of a missing file waits this long for it."""
 
@@ -59,7 +61,7 @@ def local_server(config: Config) -> LocalServer:
     cache = Cache(
         config.root,
         config.cache_limit,
-        is_mounted=lambda image: image.hex in mounted_images(config.root),
+        is_mounted=lambda image: image.hex in images_in_use(config.root),
     )
     for image in cache.images():
         if images.objects(image.hex) is None:
@@ -120,14 +122,14 @@ class Healer:
     def heal(self) -> None:
         """To be called after each start of a FUSE daemon."""
         with self._lock:
-            self._images |= mounted_images(self._config.root)
+            self._images |= images_in_use(self._config.root)
         self.resume()
 
     def resume(self) -> None:
         """To be called after each start of a client: ask again for what is still mounted."""
         with self._lock:
             if self._images:
-                self._images &= mounted_images(self._config.root)
+                self._images &= images_in_use(self._config.root)
             images = sorted(self._images)
         for image in images:
             self._client.complete(Digest.from_hex(image))
@@ -150,6 +152,8 @@ class _Node:
         self._lock = threading.Lock()
         self._layers: LayerStore | None = None
         self._plan: Plan | None = None
+        self._owned: int | None = None
+        """The lock on the layers' folder; it goes with the process."""
 
     def warm_up(self) -> None:
         try:
@@ -158,13 +162,19 @@ class _Node:
             log.error("not ready: %s", error)
 
     def layers(self) -> LayerStore:
-        """The store, waiting for it while it is being made; raises MountFailed."""
+        """The store, waiting for it while it is being made; raises MountFailed, Conflict."""
         with self._lock:
             if self._layers is None:
+                self._own()
                 self._plan = probe(self._config.root / "probe", self._config.mount_way)
                 self._layers = self._make(self._plan)
                 log.info("mounting Gear images the %s way", self._plan.way)
             return self._layers
+
+    def _own(self) -> None:
+        if self._owned is None:
+            self._owned = own_layers(self._config.root, wait_s=_PREDECESSOR_S)
+            clear_scratch(self._config.root / "probe")
 
     def _make(self, plan: Plan) -> LayerStore:
         config = self._config

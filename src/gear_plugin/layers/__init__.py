@@ -6,6 +6,7 @@ read back as one.
 from gear_plugin.layers.changes import Change, ChangeKind
 from gear_plugin.layers.checker import check_layer
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import images_in_use, mounted_images
 from gear_plugin.layers.installed import (
     Cached,
     InstalledImage,
@@ -13,7 +14,8 @@ from gear_plugin.layers.installed import (
     installed_image,
     installed_images,
 )
-from gear_plugin.layers.store import LayerStore, mounted_images
+from gear_plugin.layers.owner import own_layers
+from gear_plugin.layers.store import LayerStore
 
 __all__ = [
     "Cached",
@@ -24,7 +26,9 @@ __all__ = [
     "NodeImages",
     "cached",
     "check_layer",
+    "images_in_use",
     "installed_image",
     "installed_images",
     "mounted_images",
+    "own_layers",
 ]

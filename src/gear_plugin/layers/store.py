@@ -1,10 +1,13 @@
 """
 The layers of this node: what a graphdriver keeps for its engine.
 
-The truth is on disk (`record.py`) and in the kernel's mount table; memory
-holds only reference counts.  So a new process goes on where a dead one
-stopped, without being told anything: a mount that it finds in place counts
-as one reference, as in moby's graphdriver.RefCounter.
+The truth is on disk (`record`, `held`) and in the kernel's mount table; memory
+holds only locks, and counts that are also on disk.  So a new process goes on
+where a dead one stopped, without being told anything.
+
+No two overlays ever write to one upper directory.  A mount may be taken away
+by force while a running container keeps it (`docker plugin disable -f`); then
+the layer cannot be mounted again, and `get` says so, until the container ends.
 
 Every operation is safe to repeat.  Operations on one layer exclude each
 other, operations on different layers do not.
@@ -13,53 +16,41 @@ other, operations on different layers do not.
 from __future__ import annotations
 
 import contextlib
-import logging
-import secrets
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
-from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed, Unavailable
+from gear_plugin.errors import LayerExists, LayerInUse, LayerNotFound, MountFailed
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
+from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.carried import CarriedImages, ImageViews
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.record import LayerFolder, Record
+from gear_plugin.layers.repair import HALF_MADE, half_made, repair
 from gear_plugin.names import parse_layer_id
-from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, served_images, unmount
+from gear_plugin.rootfs import Stack, View, is_mount, is_upper_in_use, mount_stack, mounts, unmount
 
-log = logging.getLogger(__name__)
-
-_HALF_MADE = ".tmp-"
-_ATTEMPTS = 3
-
-
-class ImageViews(Protocol):
-    """What the store needs of rootfs.Views."""
-
-    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
-        """Call *mount* with the image's layers."""
-
-    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
-        """The last mount on the image may have gone; *is_used* tells."""
-
-    def forget(self, image: str, /) -> None:
-        """Unmount the image's own mounts."""
+_FREE_POLL_S = 0.05
 
 
 @dataclass
 class _Held:
-    """One layer's lock and reference count; None: not yet looked at the mount table."""
+    """One layer's lock and reference count; None: not yet looked at disk and mount table."""
 
     lock: threading.RLock
     count: int | None = None
+    daemon: int = 0
+    """Whose references `count` counts; see `LayerStore.begin`."""
 
 
 class LayerStore:
@@ -67,7 +58,9 @@ class LayerStore:
     Layers under *root*`/containers`.
 
     *forget_image* tells the client that no layer of an image is left here.
-    Making a store repairs what a crash left: half-made layers go.
+    Making a store repairs what a crash left (`repair`); no other process may
+    use the layers (`owner`).  A layer whose mount was taken away may still be
+    on its way out: `get` waits *release_s* for it.
     """
 
     def __init__(
@@ -76,19 +69,38 @@ class LayerStore:
         images: NodeImages,
         views: ImageViews,
         forget_image: Callable[[str], None],
+        *,
+        release_s: float = 5.0,
     ) -> None:
         self._folder = root / "containers"
         self._images = images
         self._views = views
-        self._forget_image = forget_image
+        self._carried = CarriedImages(self._folder, images, views, forget_image)
+        self._release_s = release_s
+        self._daemon = 0
         self._guard = threading.Lock()
-        # Held while a layer notes the image it carries, and while an image
-        # that no layer has noted is dropped.
-        self._carrying = threading.Lock()
-        self._held: dict[str, _Held] = defaultdict(lambda: _Held(threading.RLock()))
+        self._held: dict[str, _Held] = defaultdict(
+            lambda: _Held(threading.RLock(), daemon=self._daemon)
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
-        self._remove_half_made()
+        repair(root, images, views, self._carried)
+
+    def begin(self) -> None:
+        """
+        A new daemon has taken the place of the last one, which left its
+        references: each mount counts as one, that of a container which runs on.
+        """
+        with self._guard:
+            self._daemon += 1
+            known = list(self._held)
+        for name in sorted({*known, *self._mounted()}):
+            folder = LayerFolder(self._folder / name)
+            with self._locked(name) as held:
+                held.daemon = self._daemon
+                held.count = 1 if is_mount(folder.merged) else 0
+                if held.count:
+                    holding.note(folder, held.count)
 
     # --- making and removing -------------------------------------------------
 
@@ -107,7 +119,7 @@ class LayerStore:
                 below.committed.touch()
             if folder.path.exists():
                 raise LayerExists(f"layer {layer} exists already")
-            made = LayerFolder(Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder)))
+            made = LayerFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
             try:
                 made.path.chmod(0o710)
                 for path in (made.upper, made.work, made.merged):
@@ -132,10 +144,9 @@ class LayerStore:
                 if is_mount(folder.merged):
                     self._unmount(folder)
                 # A rename needs no inode and no block: it works on a full disk.
-                gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
-                folder.path.rename(gone)
+                gone = folder.path.rename(half_made(self._folder))
                 if index is not None:
-                    self._drop_image(index)
+                    self._carried.drop(index)
                 remove_tree(gone)
             with self._guard:
                 self._held.pop(layer, None)
@@ -155,7 +166,8 @@ class LayerStore:
         Mount *layer*, or count one more user, and return its path.
 
         The path is the same each time.  Raises LayerNotFound, MountFailed,
-        DaemonUnavailable.
+        DaemonUnavailable; LayerInUse: its mount was taken away, and something
+        still runs on it.
         """
         folder = self._layer(layer)
         record = folder.read()
@@ -165,24 +177,27 @@ class LayerStore:
             if self._count(held, folder) == 0:
                 self._mount(folder, record)
             held.count = self._count(held, folder) + 1
+            holding.note(folder, held.count)
         return folder.merged
 
     def put(self, layer: str) -> None:
         """Count one user less and unmount after the last; unknown or unmounted: no error."""
         folder = self._layer(layer)
         with self._locked(layer) as held:
-            held.count = max(self._count(held, folder) - 1, 0)
-            if held.count == 0 and is_mount(folder.merged):
-                self._unmount(folder)
+            self._put(held, folder)
 
     def cleanup(self) -> None:
         """Unmount every layer; what is still in use goes with its last user."""
-        for entry in sorted(self._folder.iterdir()):
-            with self._locked(entry.name) as held:
+        with self._guard:
+            known = list(self._held)
+        for name in sorted({*known, *self._mounted()}):
+            folder = LayerFolder(self._folder / name)
+            with self._locked(name) as held:
                 held.count = 0
                 with contextlib.suppress(MountFailed):
-                    if is_mount(entry / "merged"):
-                        unmount(entry / "merged", lazy=True)
+                    if is_mount(folder.merged):
+                        # Noted until it is mounted again: who uses it now may go on.
+                        self._unmount(folder)
 
     # --- content -------------------------------------------------------------
 
@@ -211,7 +226,7 @@ class LayerStore:
                 size = unpack(folder.applying, read, lowest=not record.parents)
                 if not record.parents:
                     index = self._images.install(folder.applying)
-                self._carry(folder, replace(record, index=index))
+                self._carried.carry(folder, replace(record, index=index))
                 folder.upper.rename(folder.replaced)
                 folder.applying.rename(folder.upper)
                 if index is not None:
@@ -224,7 +239,7 @@ class LayerStore:
                 raise
             remove_tree(folder.replaced)
             if record.index is not None and record.index != index:
-                self._drop_image(record.index)
+                self._carried.drop(record.index)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -276,6 +291,11 @@ class LayerStore:
     def _layer(self, layer: str) -> LayerFolder:
         return LayerFolder(self._folder / parse_layer_id(layer))
 
+    def _mounted(self) -> set[str]:
+        """The layers that are mounted, by the kernel's list."""
+        points = (point for point, _ in mounts() if point.name == "merged")
+        return {point.parent.name for point in points if point.parent.parent == self._folder}
+
     @contextlib.contextmanager
     def _locked(self, layer: str) -> Iterator[_Held]:
         with self._guard:
@@ -286,8 +306,18 @@ class LayerStore:
     @staticmethod
     def _count(held: _Held, folder: LayerFolder) -> int:
         if held.count is None:
-            held.count = 1 if is_mount(folder.merged) else 0
+            # What is noted without being mounted was taken away.
+            held.count = (holding.noted(folder) or 1) if is_mount(folder.merged) else 0
         return held.count
+
+    def _put(self, held: _Held, folder: LayerFolder) -> None:
+        was = self._count(held, folder)
+        held.count = max(was - 1, 0)
+        if held.count:
+            holding.note(folder, held.count)
+        elif is_mount(folder.merged):
+            self._unmount(folder)
+            holding.erase(folder)
 
     @staticmethod
     def _is_plain(record: Record) -> bool:
@@ -312,6 +342,9 @@ class LayerStore:
             # docker reads the layer back through this mount to push or save it.
             lowers = (folder.upper, *lowers)
 
+        if not read_only and holding.noted(folder) is not None:
+            self._await_free(folder)
+
         def mount(view: View | Path | None) -> None:
             upper, work = (None, None) if read_only else (folder.upper, folder.work)
             mount_stack(folder.merged, Stack(lowers, view, upper, work))
@@ -320,6 +353,19 @@ class LayerStore:
             mount(None)
         else:
             self._views.use(index, mount)
+
+    def _await_free(self, folder: LayerFolder) -> None:
+        """Wait until no overlay has the layer's upper directory; raises LayerInUse."""
+        deadline = time.monotonic() + self._release_s
+        with tempfile.TemporaryDirectory(prefix=HALF_MADE, dir=self._folder) as scratch:
+            while is_upper_in_use(folder.upper, Path(scratch)):
+                if time.monotonic() > deadline:
+                    raise LayerInUse(
+                        f"layer {folder.path.name} is in use by a container that has been running"
+                        " since before the plugin was disabled, and cannot be opened a second"
+                        " time; stop that container and start it again"
+                    )
+                time.sleep(_FREE_POLL_S)
 
     def _unmount(self, folder: LayerFolder) -> None:
         unmount(folder.merged, lazy=True)
@@ -336,30 +382,20 @@ class LayerStore:
             empty.mkdir(exist_ok=True)
             yield empty
             return
-        path = self.get(layer)
+        with self._locked(layer) as held:
+            path, daemon = self.get(layer), held.daemon
         try:
             yield path
         finally:
-            self.put(layer)
+            with self._locked(layer) as held:
+                # Under another daemon this one is not counted any more.
+                if held.daemon == daemon:
+                    self._put(held, self._layer(layer))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:
             found = diffs.compare(below, tree)
             yield from tarout.stream(diffs.as_items(found, tree))
-
-    def _carry(self, folder: LayerFolder, record: Record) -> None:
-        """
-        Note the image that the layer carries, before it does: one that breaks
-        off then goes at the next start, its image with it.
-        """
-        for _ in range(_ATTEMPTS):
-            with self._carrying:
-                folder.write(record, durable=record.index is not None)
-                if record.index is None or self._images.objects(record.index) is not None:
-                    return
-            # The last other layer with this image left in the meantime.
-            self._images.install(folder.applying)
-        raise IndexDamaged(f"the index {record.index} does not stay in images/")
 
     def _undo_apply(self, folder: LayerFolder, record: Record, index: str | None) -> None:
         """Take back an apply that failed; what cannot be done now the next start does."""
@@ -369,58 +405,6 @@ class LayerStore:
             if folder.read() != record:
                 folder.write(record)
             if index is not None:
-                self._drop_image(index)
+                self._carried.drop(index)
             if folder.applying.exists():
                 remove_tree(folder.applying)
-
-    def _drop_image(self, image: str) -> None:
-        """Let go of *image* unless another layer carries it too, or `gear fs` shows it."""
-        with self._carrying:
-            is_carried = any(record.index == image for record in self._records())
-            if is_carried or image in served_images():
-                return
-            self._views.forget(image)
-            self._images.remove(image)
-        try:
-            self._forget_image(image)
-        except Unavailable as error:
-            # The layer is gone already, so docker's call succeeds; the client
-            # forgets what no image here needs when it starts.
-            log.warning("image %s is not forgotten yet: %s", image[:12], error)
-
-    def _records(self) -> Iterator[Record]:
-        for entry in list(self._folder.iterdir()):
-            if not entry.name.startswith("."):
-                with contextlib.suppress(LayerNotFound):
-                    yield LayerFolder(entry).read()
-
-    def _remove_half_made(self) -> None:
-        for entry in sorted(self._folder.iterdir()):
-            folder = LayerFolder(entry)
-            if not entry.name.startswith(_HALF_MADE) and not folder.applying.exists():
-                continue
-            log.info("removing the half-made layer %s", entry.name)
-            found = {self._images.installed_from(folder.applying)}
-            with contextlib.suppress(LayerNotFound):
-                found.add(folder.read().index)
-            with contextlib.suppress(OSError):
-                remove_tree(entry)
-            for index in found - {None}:
-                self._drop_image(str(index))
-
-
-def mounted_images(root: Path) -> set[str]:
-    """
-    The index digests of the images that are in use: mounted layers under *root*
-    stand on them, or `gear fs` shows them.
-    """
-    folder = root / "containers"
-    found = served_images()
-    for point, _ in mounts():
-        if point.name == "merged" and point.parent.parent == folder:
-            with contextlib.suppress(LayerNotFound):
-                record = LayerFolder(point.parent).read()
-                if record.parents:
-                    record = LayerFolder(folder / record.parents[-1]).read()
-                found |= {record.index} if record.index else set()
-    return found
