@@ -21,6 +21,7 @@ _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-
 _NAME = re.compile(rf"(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _LAYER = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
+_USER = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}\Z")
 
 DEFAULT_TAG = "latest"
@@ -105,4 +106,11 @@ def parse_volume_name(text: str) -> str:
             f"not a volume name (a letter or digit, then letters, digits, '_', '.', '-'; "
             f"at most 200): {text[:100]!r}"
         )
+    return text
+
+
+def parse_user(text: str) -> str:
+    """Return *text* if it can be who mounts a volume (docker: 64 hex digits); raises BadName."""
+    if not _USER.match(text):
+        raise BadName(f"not an id of a mount: {text[:100]!r}")
     return text

@@ -34,13 +34,22 @@ class Engine:
 
     The socket lies in a short folder of its own, as socket paths are limited
     to 107 bytes; another clone's engine of the same name has another one.
-    With *netns*, dockerd's traffic is that network namespace's.
+    With *netns*, dockerd's traffic is that network namespace's.  With
+    *live_restore*, which may be changed between two starts, containers outlive
+    dockerd.
     """
 
     def __init__(
-        self, name: str, workdir: Path, env: Mapping[str, str] | None = None, netns: str = ""
+        self,
+        name: str,
+        workdir: Path,
+        env: Mapping[str, str] | None = None,
+        netns: str = "",
+        *,
+        live_restore: bool = False,
     ) -> None:
         self.name = name
+        self.live_restore = live_restore
         self._netns = netns
         self.workdir = workdir.resolve()
         self.data_root = self.workdir / "data"
@@ -63,14 +72,19 @@ class Engine:
         }
 
     def start(self, driver: str = "overlay2", *, wait_s: float = 60) -> None:
-        """Start dockerd on *driver* and wait until it answers."""
+        """Start dockerd on *driver* and wait until it answers; nothing of an earlier one is left."""
         self.cleanup_predecessor()
+        self.start_again(driver, wait_s=wait_s)
+
+    def start_again(self, driver: str, *, wait_s: float = 60) -> None:
+        """The same beside the containers, and plugins, of one that ended or was killed."""
         for folder in (self.workdir, self._sockets, self.workdir / "client"):
             folder.mkdir(parents=True, exist_ok=True)
         command = [_DOCKERD, "--experimental", "--data-root", str(self.data_root)]
         command += ["--exec-root", str(self.exec_root), "-H", self.host]
         command += ["-p", str(self.workdir / "pid"), "--bridge=none", "--iptables=false"]
         command += ["--storage-driver", driver]
+        command += ["--live-restore"] if self.live_restore else []
         with (self.workdir / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
                 inside(self._netns, command),
@@ -95,6 +109,13 @@ class Engine:
                 self._process.wait()
             self._process = None
         self.cleanup_predecessor()
+
+    def end(self) -> None:
+        """SIGTERM to dockerd, and wait; what it leaves behind is left."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(60)
+        self._process = None
 
     def kill(self) -> None:
         """kill -9 of dockerd alone; its containers and plugins go on."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +31,7 @@ JSON = "usr/lib/python3.11/json/__init__.py"
 
 
 @pytest.fixture(scope="module")
-def host(
-    plugin_ref: str, registry: Registry, gear: Gear, pushed: dict[str, str]
-) -> Iterator[Node]:
+def host(plugin_ref: str, registry: Registry, gear: Gear, pushed: dict[str, str]) -> Iterator[Node]:
     """An engine on overlay2 that has the plugin, and one small image to run."""
     engine = Engine("v", WORK / "v", env=registry.client_environ)
     engine.remove()  # what a crashed predecessor left
@@ -200,7 +196,8 @@ def test_a_folder_of_an_image_is_shown(host: Node, pushed: dict[str, str], volum
     words = ("run", "--rm", "--network", "none", "--mount", mount, "tiny:1")
     shown = host.engine.docker(*words, "sh", "-c", "ls /v; echo x > /v/new").stdout.split()
     assert {"python3.11", "bash"} <= set(shown)
-    assert sh(host, f"{volume}:/v", "cat /v/new; ls /v | wc -l").split() == ["x", str(len(shown) + 1)]
+    listed = sh(host, f"{volume}:/v", "cat /v/new; ls /v | wc -l").split()
+    assert listed == ["x", str(len(shown) + 1)]
 
 
 def test_an_ordinary_volume_gets_what_the_image_has_there(host: Node, volume: str) -> None:
@@ -212,9 +209,8 @@ def test_an_ordinary_volume_gets_what_the_image_has_there(host: Node, volume: st
     listed = sh(host, f"{volume}:/v", "ls /v; cat /v/mine").split()
     assert listed[-1] == "mine"
     assert "busybox" in listed
-    words = ("run", "--rm", "--network", "none", "--mount")
-    none = "type=volume,target=/v,volume-driver=gear"
-    assert host.engine.docker(*words, none, "tiny:1", "sh", "-c", "touch /v/x; ls /v").stdout == "x\n"
+    unnamed = ("--mount", "type=volume,target=/u,volume-driver=gear")
+    assert sh(host, f"{volume}:/v", "touch /u/x; ls /u", *unnamed) == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,10 @@ def test_an_ordinary_volume_gets_what_the_image_has_there(host: Node, volume: st
         (["image={web}", "path=/none"], "has no folder '/none'"),
         (["image={web}", "path=/etc/issue"], "has no folder '/etc/issue'"),
         (["image=App"], "not an image name"),
-        (["image=nowhere-gear:1"], "name its registry, as in image=registry.example/nowhere-gear:1"),
+        (
+            ["image=nowhere:1"],
+            "name its registry, as in image=registry.example/nowhere-gear:1",
+        ),
         (["image={registry}/nowhere:1"], "has no {registry}/nowhere-gear:1"),
         (["image=127.0.0.1:1/app-gear:1"], "no registry answers at 127.0.0.1:1"),
     ],
@@ -311,9 +310,7 @@ def test_volumes_survive_the_engine(
     host.engine.docker("volume", "rm", volume, plain)
 
 
-def test_images_are_volumes_beside_containers_of_gear(
-    node: Node, pushed: dict[str, str]
-) -> None:
+def test_images_are_volumes_beside_containers_of_gear(node: Node, pushed: dict[str, str]) -> None:
     """
     On Gear's own storage driver: one image as a container, another as its volume, found
     on the node; removing the image leaves it to the volume, and the volume takes it along.

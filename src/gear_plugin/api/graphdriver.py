@@ -24,6 +24,7 @@ INTERFACE = "GraphDriver"
 class Layers(Protocol):
     """What the protocol needs of a LayerStore; each method's promise is there."""
 
+    def begin(self) -> None: ...
     def create(self, layer: str, parent: str, *, writable: bool) -> None: ...
     def remove(self, layer: str) -> None: ...
     def exists(self, layer: str) -> bool: ...
@@ -85,7 +86,7 @@ class GraphDriver:
                 "gear is set up with `docker plugin set` or GEAR_ variables"
             )
         Path(text(message, "Home", required=True)).mkdir(parents=True, exist_ok=True)
-        self._layers()
+        self._layers().begin()
         return {}
 
     def _create(self, message: Answer, *, writable: bool) -> Answer:

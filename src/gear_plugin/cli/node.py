@@ -21,15 +21,16 @@ from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
 from gear_plugin.layers import (
-    ImageHolders,
+    ImageKeepers,
     LayerStore,
     NodeImages,
     VolumeImages,
     VolumeStore,
-    mounted_images,
+    images_in_use,
+    own_layers,
 )
 from gear_plugin.names import ImageId
-from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
+from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, clear_scratch, probe
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 _ANSWER_MARGIN_S = 5.0
 """The client answers within `fetch_timeout_s`; its caller waits a little longer."""
 _DAEMON_START_S = 20.0
+_PREDECESSOR_S = 20.0
+"""A killed driver is gone at once, unless the kernel waits for a FUSE daemon that hangs."""
 _CLIENT_RESTART_S = 5.0
 """A killed client is back in about 1 s; an open of a missing file waits this long for it."""
 
@@ -69,7 +72,7 @@ def local_server(config: Config) -> LocalServer:
     cache = Cache(
         config.root,
         config.cache_limit,
-        is_mounted=lambda image: image.hex in mounted_images(config.root),
+        is_mounted=lambda image: image.hex in images_in_use(config.root),
     )
     for image in cache.images():
         if images.objects(image.hex) is None:
@@ -130,14 +133,14 @@ class Healer:
     def heal(self) -> None:
         """To be called after each start of a FUSE daemon."""
         with self._lock:
-            self._images |= mounted_images(self._config.root)
+            self._images |= images_in_use(self._config.root)
         self.resume()
 
     def resume(self) -> None:
         """To be called after each start of a client: ask again for what is still mounted."""
         with self._lock:
             if self._images:
-                self._images &= mounted_images(self._config.root)
+                self._images &= images_in_use(self._config.root)
             images = sorted(self._images)
         for image in images:
             self._client.complete(Digest.from_hex(image))
@@ -172,6 +175,8 @@ class _Node:
         self._config = config
         self._lock = threading.Lock()
         self._stores: _Stores | None = None
+        self._owned: int | None = None
+        """The lock on the layers' folder; it goes with the process."""
 
     def warm_up(self) -> None:
         try:
@@ -180,13 +185,19 @@ class _Node:
             log.error("not ready: %s", error)
 
     def stores(self) -> _Stores:
-        """The stores, waiting for them while they are being made; raises MountFailed."""
+        """The stores, waiting for them while they are being made; raises MountFailed, Conflict."""
         with self._lock:
             if self._stores is None:
+                self._own()
                 plan = probe(self._config.root / "probe", self._config.mount_way)
                 self._stores = self._make(plan)
                 log.info("mounting Gear images the %s way", plan.way)
             return self._stores
+
+    def _own(self) -> None:
+        if self._owned is None:
+            self._owned = own_layers(self._config.root, wait_s=_PREDECESSOR_S)
+            clear_scratch(self._config.root / "probe")
 
     def _make(self, plan: Plan) -> _Stores:
         config = self._config
@@ -201,18 +212,17 @@ class _Node:
             admit=lambda image: client.admit(Digest.from_hex(image)),
             wait_s=_DAEMON_START_S,
         )
-        holders = ImageHolders(
+        keepers = ImageKeepers(
             config.root, images, views, lambda image: client.forget(Digest.from_hex(image))
         )
 
         def take_in(image: ImageId, note: Callable[[str], bool]) -> str:
             return wiring.take_in_for_volume(config, images, image, note)
 
+        shows = VolumeImages(config.root, images, views, keepers, take_in)
         return _Stores(
-            LayerStore(config.root, images, views, holders),
-            VolumeStore(
-                config.root, VolumeImages(config.root, images, views, holders, take_in), holders
-            ),
+            LayerStore(config.root, images, views, keepers),
+            VolumeStore(config.root, shows, keepers),
             plan,
         )
 

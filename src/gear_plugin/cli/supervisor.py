@@ -166,7 +166,11 @@ class Supervisor:
         with open(ready, "rb", buffering=0) as pipe:
             if not pipe.read(1):
                 return
-            self._watch.begin(generation)
+            try:
+                self._watch.begin(generation)
+            except OSError as error:
+                log.warning("the lazy layer ended right after its start: %s", error.strerror)
+                return
             self._lazy.publish(generation)
             log.info("the lazy layer is on %s", generation.mountpoint)
             self._keep_trying(self._heal)

@@ -5,8 +5,8 @@ read back as one; and what it calls a volume.
 
 from gear_plugin.layers.changes import Change, ChangeKind
 from gear_plugin.layers.checker import check_layer
-from gear_plugin.layers.holders import ImageHolders, held_images, mounted_images
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import images_in_use, mounted_images
 from gear_plugin.layers.installed import (
     Cached,
     InstalledImage,
@@ -14,6 +14,8 @@ from gear_plugin.layers.installed import (
     installed_image,
     installed_images,
 )
+from gear_plugin.layers.keepers import ImageKeepers, kept_images
+from gear_plugin.layers.owner import own_layers
 from gear_plugin.layers.store import LayerStore
 from gear_plugin.layers.volume_images import Showing, VolumeImages
 from gear_plugin.layers.volume_record import Shown, VolumeRecord
@@ -23,7 +25,7 @@ __all__ = [
     "Cached",
     "Change",
     "ChangeKind",
-    "ImageHolders",
+    "ImageKeepers",
     "InstalledImage",
     "LayerStore",
     "NodeImages",
@@ -35,8 +37,10 @@ __all__ = [
     "VolumeStore",
     "cached",
     "check_layer",
-    "held_images",
+    "images_in_use",
     "installed_image",
     "installed_images",
+    "kept_images",
     "mounted_images",
+    "own_layers",
 ]

@@ -7,6 +7,7 @@ A layer's own folder, `containers/<id>/`, and the file in it that says what it i
     applying/    an ApplyDiff under way; a layer that has it at start is half made
     replaced/    what an ApplyDiff has just replaced, on its way out
     committed    another layer stands on this one: mount it read-only from now on
+    held         how many users its mount has; see `held`
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ class LayerFolder:
     def committed(self) -> Path:
         """Exists once another layer stands on this one."""
         return self.path / "committed"
+
+    @property
+    def held(self) -> Path:
+        """How often the layer is held."""
+        return self.path / "held"
 
     def read(self) -> Record:
         """The layer's record; raises LayerNotFound."""

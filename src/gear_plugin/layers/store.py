@@ -1,10 +1,13 @@
 """
 The layers of this node: what a graphdriver keeps for its engine.
 
-The truth is on disk (`record.py`) and in the kernel's mount table; memory
-holds only reference counts.  So a new process goes on where a dead one
-stopped, without being told anything: a mount that it finds in place counts
-as one reference, as in moby's graphdriver.RefCounter.
+The truth is on disk (`record`, `held`) and in the kernel's mount table; memory
+holds only locks, and counts that are also on disk.  So a new process goes on
+where a dead one stopped, without being told anything.
+
+No two overlays ever write to one upper directory.  A mount may be taken away
+by force while a running container keeps it (`docker plugin disable -f`); then
+the layer cannot be mounted again, and `get` says so, until the container ends.
 
 Every operation is safe to repeat.  Operations on one layer exclude each
 other, operations on different layers do not.
@@ -13,58 +16,49 @@ other, operations on different layers do not.
 from __future__ import annotations
 
 import contextlib
-import logging
-import secrets
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
-from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFailed
+from gear_plugin.errors import IndexDamaged, LayerExists, LayerInUse, LayerNotFound, MountFailed
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
+from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
 from gear_plugin.layers.apply import ReadChunk, drain, unpack
-from gear_plugin.layers.holders import ImageHolders, mounted_images
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import mounted_images
+from gear_plugin.layers.keepers import ImageKeepers, ImageViews
 from gear_plugin.layers.record import CONTAINERS, LayerFolder, Record
+from gear_plugin.layers.repair import HALF_MADE, half_made, repair
 from gear_plugin.names import parse_layer_id
-from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, unmount
+from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, unmount
 
-log = logging.getLogger(__name__)
-
-_HALF_MADE = ".tmp-"
 _ATTEMPTS = 3
-
-
-class ImageViews(Protocol):
-    """What the store needs of rootfs.Views."""
-
-    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
-        """Call *mount* with the image's layers."""
-
-    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
-        """The last mount on the image may have gone; *is_used* tells."""
 
 
 @dataclass
 class _Held:
-    """One layer's lock and reference count; None: not yet looked at the mount table."""
+    """One layer's lock and reference count; None: not yet looked at disk and mount table."""
 
     lock: threading.RLock
     count: int | None = None
+    daemon: int = 0
+    """Whose references `count` counts; see `LayerStore.begin`."""
 
 
 class LayerStore:
     """
     Layers under *root*`/containers`.
 
-    Making a store repairs what a crash left: half-made layers go.
+    Making a store repairs what a crash left (`repair`); no other process may
+    use the layers (`owner`).  A layer whose mount was taken away may still be
+    on its way out: `get` waits *release_s* for it.
     """
 
     def __init__(
@@ -72,17 +66,39 @@ class LayerStore:
         root: Path,
         images: NodeImages,
         views: ImageViews,
-        holders: ImageHolders,
+        keepers: ImageKeepers,
+        *,
+        release_s: float = 5.0,
     ) -> None:
         self._folder = root / CONTAINERS
         self._images = images
         self._views = views
-        self._holders = holders
+        self._keepers = keepers
+        self._release_s = release_s
+        self._daemon = 0
         self._guard = threading.Lock()
-        self._held: dict[str, _Held] = defaultdict(lambda: _Held(threading.RLock()))
+        self._held: dict[str, _Held] = defaultdict(
+            lambda: _Held(threading.RLock(), daemon=self._daemon)
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
-        self._remove_half_made()
+        repair(root, images, views, keepers)
+
+    def begin(self) -> None:
+        """
+        A new daemon has taken the place of the last one, which left its
+        references: each mount counts as one, that of a container which runs on.
+        """
+        with self._guard:
+            self._daemon += 1
+            known = list(self._held)
+        for name in sorted({*known, *self._mounted()}):
+            folder = LayerFolder(self._folder / name)
+            with self._locked(name) as held:
+                held.daemon = self._daemon
+                held.count = 1 if is_mount(folder.merged) else 0
+                if held.count:
+                    holding.note(folder, held.count)
 
     # --- making and removing -------------------------------------------------
 
@@ -101,7 +117,7 @@ class LayerStore:
                 below.committed.touch()
             if folder.path.exists():
                 raise LayerExists(f"layer {layer} exists already")
-            made = LayerFolder(Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=self._folder)))
+            made = LayerFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
             try:
                 made.path.chmod(0o710)
                 for path in (made.upper, made.work, made.merged):
@@ -126,10 +142,9 @@ class LayerStore:
                 if is_mount(folder.merged):
                     self._unmount(folder)
                 # A rename needs no inode and no block: it works on a full disk.
-                gone = self._folder / (_HALF_MADE + secrets.token_hex(8))
-                folder.path.rename(gone)
+                gone = folder.path.rename(half_made(self._folder))
                 if index is not None:
-                    self._holders.let_go(index)
+                    self._keepers.drop(index)
                 remove_tree(gone)
             with self._guard:
                 self._held.pop(layer, None)
@@ -149,7 +164,8 @@ class LayerStore:
         Mount *layer*, or count one more user, and return its path.
 
         The path is the same each time.  Raises LayerNotFound, MountFailed,
-        DaemonUnavailable.
+        DaemonUnavailable; LayerInUse: its mount was taken away, and something
+        still runs on it.
         """
         folder = self._layer(layer)
         record = folder.read()
@@ -159,24 +175,27 @@ class LayerStore:
             if self._count(held, folder) == 0:
                 self._mount(folder, record)
             held.count = self._count(held, folder) + 1
+            holding.note(folder, held.count)
         return folder.merged
 
     def put(self, layer: str) -> None:
         """Count one user less and unmount after the last; unknown or unmounted: no error."""
         folder = self._layer(layer)
         with self._locked(layer) as held:
-            held.count = max(self._count(held, folder) - 1, 0)
-            if held.count == 0 and is_mount(folder.merged):
-                self._unmount(folder)
+            self._put(held, folder)
 
     def cleanup(self) -> None:
         """Unmount every layer; what is still in use goes with its last user."""
-        for entry in sorted(self._folder.iterdir()):
-            with self._locked(entry.name) as held:
+        with self._guard:
+            known = list(self._held)
+        for name in sorted({*known, *self._mounted()}):
+            folder = LayerFolder(self._folder / name)
+            with self._locked(name) as held:
                 held.count = 0
                 with contextlib.suppress(MountFailed):
-                    if is_mount(entry / "merged"):
-                        unmount(entry / "merged", lazy=True)
+                    if is_mount(folder.merged):
+                        # Noted until it is mounted again: who uses it now may go on.
+                        self._unmount(folder)
 
     # --- content -------------------------------------------------------------
 
@@ -218,7 +237,7 @@ class LayerStore:
                 raise
             remove_tree(folder.replaced)
             if record.index is not None and record.index != index:
-                self._holders.let_go(record.index)
+                self._keepers.drop(record.index)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -270,6 +289,11 @@ class LayerStore:
     def _layer(self, layer: str) -> LayerFolder:
         return LayerFolder(self._folder / parse_layer_id(layer))
 
+    def _mounted(self) -> set[str]:
+        """The layers that are mounted, by the kernel's list."""
+        points = (point for point, _ in mounts() if point.name == "merged")
+        return {point.parent.name for point in points if point.parent.parent == self._folder}
+
     @contextlib.contextmanager
     def _locked(self, layer: str) -> Iterator[_Held]:
         with self._guard:
@@ -280,8 +304,18 @@ class LayerStore:
     @staticmethod
     def _count(held: _Held, folder: LayerFolder) -> int:
         if held.count is None:
-            held.count = 1 if is_mount(folder.merged) else 0
+            # What is noted without being mounted was taken away.
+            held.count = (holding.noted(folder) or 1) if is_mount(folder.merged) else 0
         return held.count
+
+    def _put(self, held: _Held, folder: LayerFolder) -> None:
+        was = self._count(held, folder)
+        held.count = max(was - 1, 0)
+        if held.count:
+            holding.note(folder, held.count)
+        elif is_mount(folder.merged):
+            self._unmount(folder)
+            holding.erase(folder)
 
     @staticmethod
     def _is_plain(record: Record) -> bool:
@@ -306,6 +340,9 @@ class LayerStore:
             # docker reads the layer back through this mount to push or save it.
             lowers = (folder.upper, *lowers)
 
+        if not read_only and holding.noted(folder) is not None:
+            self._await_free(folder)
+
         def mount(view: View | Path | None) -> None:
             upper, work = (None, None) if read_only else (folder.upper, folder.work)
             mount_stack(folder.merged, Stack(lowers, view, upper, work))
@@ -314,6 +351,15 @@ class LayerStore:
             mount(None)
         else:
             self._views.use(index, mount)
+
+    def _await_free(self, folder: LayerFolder) -> None:
+        """Wait until no overlay has the layer's upper directory; raises LayerInUse."""
+        if not holding.becomes_free(folder.upper, self._folder, self._release_s):
+            raise LayerInUse(
+                f"layer {folder.path.name} is in use by a container that has been running"
+                " since before the plugin was disabled, and cannot be opened a second"
+                " time; stop that container and start it again"
+            )
 
     def _unmount(self, folder: LayerFolder) -> None:
         unmount(folder.merged, lazy=True)
@@ -330,11 +376,15 @@ class LayerStore:
             empty.mkdir(exist_ok=True)
             yield empty
             return
-        path = self.get(layer)
+        with self._locked(layer) as held:
+            path, daemon = self.get(layer), held.daemon
         try:
             yield path
         finally:
-            self.put(layer)
+            with self._locked(layer) as held:
+                # Under another daemon this one is not counted any more.
+                if held.daemon == daemon:
+                    self._put(held, self._layer(layer))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:
@@ -350,9 +400,9 @@ class LayerStore:
             folder.write(record)
             return
         for _ in range(_ATTEMPTS):
-            if self._holders.hold(record.index, lambda: folder.write(record, durable=True)):
+            if self._keepers.keep(record.index, lambda: folder.write(record, durable=True)):
                 return
-            # The last other holder of this image left in the meantime.
+            # Its last other keeper let it go in the meantime.
             self._images.install(folder.applying)
         raise IndexDamaged(f"the index {record.index} does not stay in images/")
 
@@ -364,20 +414,6 @@ class LayerStore:
             if folder.read() != record:
                 folder.write(record)
             if index is not None:
-                self._holders.let_go(index)
+                self._keepers.drop(index)
             if folder.applying.exists():
                 remove_tree(folder.applying)
-
-    def _remove_half_made(self) -> None:
-        for entry in sorted(self._folder.iterdir()):
-            folder = LayerFolder(entry)
-            if not entry.name.startswith(_HALF_MADE) and not folder.applying.exists():
-                continue
-            log.info("removing the half-made layer %s", entry.name)
-            found = {self._images.installed_from(folder.applying)}
-            with contextlib.suppress(LayerNotFound):
-                found.add(folder.read().index)
-            with contextlib.suppress(OSError):
-                remove_tree(entry)
-            for index in found - {None}:
-                self._holders.let_go(str(index))

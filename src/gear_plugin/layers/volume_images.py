@@ -21,11 +21,12 @@ from typing import Protocol
 
 from gear_plugin.errors import BadConfig, ImageNotFound
 from gear_plugin.image import ErofsView, find_folder
-from gear_plugin.layers.holders import ImageHolders, mounted_images
 from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import mounted_images
+from gear_plugin.layers.keepers import ImageKeepers, ImageViews
 from gear_plugin.layers.volume_record import Shown, VolumeFolder, VolumeRecord
 from gear_plugin.names import ImageId
-from gear_plugin.rootfs import Stack, View, bind_folder, is_mount, mount_stack, unmount
+from gear_plugin.rootfs import Stack, View, bind_folder, mount_stack, unmount
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,6 @@ class TakeIn(Protocol):
         ...
 
 
-class VolumeViews(Protocol):
-    """What is needed of rootfs.Views."""
-
-    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
-        """Call *mount* with the image's layers."""
-
-    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
-        """The last mount on the image may have gone; *is_used* tells."""
-
-
 class VolumeImages:
     """What volumes show of the images of the node below *root*."""
 
@@ -68,28 +59,28 @@ class VolumeImages:
         self,
         root: Path,
         images: NodeImages,
-        views: VolumeViews,
-        holders: ImageHolders,
+        views: ImageViews,
+        keepers: ImageKeepers,
         take_in: TakeIn,
     ) -> None:
         self._root = root
         self._images = images
         self._views = views
-        self._holders = holders
+        self._keepers = keepers
         self._take_in = take_in
 
     def prepare(self, made: VolumeFolder, record: VolumeRecord, showing: Showing) -> VolumeRecord:
         """
         Have the image here, and in the folder *made* what its volume needs; *record* completed.
 
-        The half-made volume holds the image once its record is in *made*.
+        The half-made volume keeps the image once its record is in *made*.
         Raises BadConfig (no such folder in the image), and what TakeIn raises.
         """
         asked = Shown(str(showing.image), "", showing.writable, os.fsdecode(showing.path), "/")
 
         def note(index: str) -> bool:
             shown = replace(asked, index=index)
-            return self._holders.hold(index, lambda: made.write(replace(record, shown=shown)))
+            return self._keepers.keep(index, lambda: made.write(replace(record, shown=shown)))
 
         index = self._take_in(showing.image, note)
         view = self._images.view(index)
@@ -100,8 +91,7 @@ class VolumeImages:
             raise BadConfig(
                 f"volume option path: {showing.image} has no folder {os.fsdecode(showing.path)!r}"
             )
-        for path in (made.work, made.whole, made.merged):
-            path.mkdir()
+        made.make([made.work, made.whole, made.merged])
         _make_root(made.upper, view)
         totals = self._images.manifest(index).totals
         shown = replace(
@@ -117,8 +107,6 @@ class VolumeImages:
         """Mount what the volume shows on `merged`; raises MountFailed, DaemonUnavailable."""
         is_whole = shown.folder == "/"
         target = folder.merged if is_whole else folder.whole
-        if is_mount(folder.whole):
-            unmount(folder.whole, lazy=True)  # one that a crash left
 
         def mount(view: View | Path) -> None:
             if shown.writable:

@@ -4,7 +4,8 @@ A volume's own folder, `volumes/<name>/`, and the files in it that say what it i
     volume.json  what the volume is; written before the folder gets its name, so a
                  folder that exists is a volume
     gone.json    what it was, while it is being removed
-    users.json   who has mounted it, and since which boot
+    users/       an empty file for each who has mounted it, `<boot id>.<user>`: neither
+                 making nor removing one needs a block of a full disk
     data/        what an ordinary volume holds
     upper/       what an image's volume adds to the image; empty if it is read-only
     work/        overlayfs's own
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,7 +99,13 @@ class VolumeFolder:
 
     @property
     def _users(self) -> Path:
-        return self.path / "users.json"
+        return self.path / "users"
+
+    def make(self, folders: Iterable[Path]) -> None:
+        """Make *folders* of it, and what every volume has."""
+        for path in (self._users, *folders):
+            path.mkdir(mode=0o755)
+            path.chmod(0o755)
 
     def read(self) -> VolumeRecord:
         """The volume's record; raises VolumeNotFound."""
@@ -120,8 +127,8 @@ class VolumeFolder:
 
     def disown(self) -> str | None:
         """
-        End what `read` gives, and with it the hold on an image; that image's
-        index, here or when a removal broke off after this.
+        Keep the image no more; its index, now or again when a removal broke
+        off after this, and None if there is none.
         """
         gone = self.path / "gone.json"
         with contextlib.suppress(FileNotFoundError):
@@ -134,17 +141,20 @@ class VolumeFolder:
 
     def users(self) -> frozenset[str]:
         """Those who mounted the volume since this boot and have not unmounted it."""
-        try:
-            fields = json.loads(self._users.read_bytes())
-            return frozenset(fields["users"]) if fields["boot"] == _boot_id() else frozenset()
-        except (OSError, ValueError, TypeError, KeyError):
-            return frozenset()
+        prefix = f"{_boot_id()}."
+        names = (path.name for path in self._users.iterdir())
+        return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
-    def write_users(self, users: Iterable[str]) -> None:
-        """Replace `users`, in one step; not durably, as mounts are not."""
-        temporary = self.path / "users.json.new"
-        temporary.write_text(json.dumps({"boot": _boot_id(), "users": sorted(users)}))
-        temporary.rename(self._users)
+    def add_user(self, user: str) -> None:
+        """Note a user."""
+        (self._users / f"{_boot_id()}.{user}").touch()
+
+    def keep_users(self, users: Collection[str]) -> None:
+        """Forget all users but these."""
+        kept = {f"{_boot_id()}.{user}" for user in users}
+        for path in self._users.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _boot_id() -> str:

@@ -3,9 +3,9 @@ The volumes of this node: ordinary ones, and Gear images shown as volumes.
 
 As with layers, the truth is on disk (`volume_record.py`) and in the kernel's
 mount table: a new process goes on where a dead one stopped.  Who has a volume
-mounted is written down before it is mounted, and counts only while it is: a
-mount does not outlive a boot or `docker plugin disable -f`, its users' names
-on disk would.
+mounted is noted before it is mounted, for this boot.  Notes of a volume that
+is not mounted mean that its mount was taken away by force (`docker plugin
+disable -f`): it is not mounted again while something still writes to it.
 
 Every operation is safe to repeat.  Operations on one volume exclude each
 other, operations on different volumes do not; reading waits for nobody.
@@ -28,7 +28,8 @@ from pathlib import Path
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
 from gear_plugin.errors import VolumeExists, VolumeInUse, VolumeNotFound
-from gear_plugin.layers.holders import ImageHolders
+from gear_plugin.layers.held import becomes_free
+from gear_plugin.layers.keepers import ImageKeepers
 from gear_plugin.layers.volume_images import Showing, VolumeImages
 from gear_plugin.layers.volume_record import (
     HALF_MADE,
@@ -37,8 +38,8 @@ from gear_plugin.layers.volume_record import (
     VolumeFolder,
     VolumeRecord,
 )
-from gear_plugin.names import parse_volume_name
-from gear_plugin.rootfs import is_mount, mounts
+from gear_plugin.names import parse_user, parse_volume_name
+from gear_plugin.rootfs import is_mount, mounts, unmount
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +68,22 @@ class VolumeStore:
     Volumes under *root*`/volumes`.
 
     Making a store removes what a crash left: volumes half made or half removed.
+    One whose mount was taken away may still be on its way out of a container:
+    that is waited for, *release_s*.
     """
 
     def __init__(
         self,
         root: Path,
         images: VolumeImages,
-        holders: ImageHolders,
+        keepers: ImageKeepers,
+        *,
+        release_s: float = 5.0,
     ) -> None:
         self._folder = root / VOLUMES
+        self._release_s = release_s
         self._images = images
-        self._holders = holders
+        self._keepers = keepers
         self._guard = threading.Lock()
         self._turns: dict[str, _Turn] = defaultdict(_Turn)
         # Setuid programs in volumes are for containers, not for users of the host.
@@ -90,24 +96,24 @@ class VolumeStore:
         Make the volume *name*: an ordinary one, or one that shows an image.
 
         One that is there already and shows the same is no error.  Raises
-        BadName, VolumeExists, BadConfig (no such folder in the image),
-        StorageFull, and what TakeIn raises; nothing is left then.
+        BadName, VolumeExists, VolumeNotFound (its record is damaged), BadConfig
+        (no such folder in the image), StorageFull, and what TakeIn raises;
+        nothing is left then.
         """
         folder = self._volume(name)
         with self._locked(name), storage_full(folder.path):
-            with contextlib.suppress(VolumeNotFound):
-                if not _is_same(folder.read().shown, showing):
-                    raise VolumeExists(
-                        f"volume {name} exists already and shows something else; "
-                        f"remove it first, or choose another name"
-                    )
-                return
+            if folder.path.exists():
+                if _is_same(folder.read().shown, showing):
+                    return
+                raise VolumeExists(
+                    f"volume {name} exists already and shows something else; "
+                    "remove it first, or choose another name"
+                )
             made = VolumeFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
             try:
                 record = VolumeRecord(name, int(time.time()))
                 if showing is None:
-                    made.data.mkdir(mode=0o755)
-                    made.data.chmod(0o755)
+                    made.make([made.data])
                 else:
                     record = self._images.prepare(made, record, showing)
                 made.write(record)
@@ -122,15 +128,18 @@ class VolumeStore:
         """
         Remove the volume and what was written to it.
 
-        Raises VolumeNotFound, VolumeInUse (mounted).
+        Raises VolumeNotFound, VolumeInUse (mounted, or see `mount`).
         """
         folder = self._volume(name)
         with self._locked(name):
-            record = folder.read()
-            if self._users(folder, record) or is_mount(folder.merged):
+            shown = folder.read().shown
+            is_mounted = is_mount(folder.merged)
+            if is_mounted or (shown is None and folder.users()):
                 raise VolumeInUse(
                     f"volume {name} is mounted; stop the containers that use it, then remove it"
                 )
+            if shown is not None:
+                self._make_free(folder, shown)
             gone = VolumeFolder(self._folder / (HALF_MADE + secrets.token_hex(8)))
             folder.path.rename(gone.path)
             sync_directory(self._folder)
@@ -140,18 +149,21 @@ class VolumeStore:
         """
         Mount the volume for *user*, who may have done so already; where it is.
 
-        Raises VolumeNotFound, MountFailed, DaemonUnavailable, StorageFull.
+        Raises VolumeNotFound, MountFailed, DaemonUnavailable, StorageFull;
+        VolumeInUse: its mount was taken away, and something still runs on it.
         """
         folder = self._volume(name)
         with self._locked(name), storage_full(folder.path):
-            record = folder.read()
+            shown = folder.read().shown
+            is_mounted = is_mount(folder.merged)
+            if shown is not None and not is_mounted:
+                self._make_free(folder, shown)
+                folder.keep_users(())
             # Before it is mounted: an unmount by another user must see this one.
-            folder.write_users(self._users(folder, record) | {user})
-            if record.shown is None:
-                return folder.data
-            if not is_mount(folder.merged):
-                self._images.mount(folder, record.shown)
-        return folder.merged
+            folder.add_user(parse_user(user))
+            if shown is not None and not is_mounted:
+                self._images.mount(folder, shown)
+        return folder.data if shown is None else folder.merged
 
     def unmount(self, name: str, user: str) -> None:
         """
@@ -161,11 +173,11 @@ class VolumeStore:
         """
         folder = self._volume(name)
         with self._locked(name):
-            record = folder.read()
-            left = self._users(folder, record) - {user}
-            if record.shown is not None and not left and is_mount(folder.merged):
-                self._images.unmount(folder, record.shown)
-            folder.write_users(left)
+            shown = folder.read().shown
+            left = folder.users() - {user}
+            if shown is not None and not left and is_mount(folder.merged):
+                self._images.unmount(folder, shown)
+            folder.keep_users(left)
 
     def get(self, name: str) -> Volume:
         """The volume *name*; raises VolumeNotFound."""
@@ -201,12 +213,24 @@ class VolumeStore:
                 if not turn.wanted:
                     del self._turns[name]
 
-    @staticmethod
-    def _users(folder: VolumeFolder, record: VolumeRecord) -> frozenset[str]:
-        """Who has the volume mounted; nobody has an image's volume that is not."""
-        if record.shown is not None and not is_mount(folder.merged):
-            return frozenset()
-        return folder.users()
+    def _make_free(self, folder: VolumeFolder, shown: Shown) -> None:
+        """
+        Have nothing stand on a volume that is not mounted; raises VolumeInUse.
+
+        Users that are noted all the same had their mount taken away.  The
+        kernel knows whether they still write there (`held.becomes_free`).
+        """
+        if is_mount(folder.whole):
+            unmount(folder.whole, lazy=True)  # what a crash left
+        if (
+            shown.writable
+            and folder.users()
+            and not becomes_free(folder.upper, self._folder, self._release_s)
+        ):
+            raise VolumeInUse(
+                f"volume {folder.path.name} is in use by a container that has been running"
+                " since before the plugin was disabled; stop that container first"
+            )
 
     def _take_away(self, gone: VolumeFolder, *, wait_s: float) -> None:
         """
@@ -220,7 +244,7 @@ class VolumeStore:
             try:
                 index = gone.disown()
                 if index is not None:
-                    self._holders.let_go(index)
+                    self._keepers.drop(index)
                 remove_tree(gone.path)
             except Exception:
                 log.exception("%s is not removed yet; the next start tries again", gone.path)

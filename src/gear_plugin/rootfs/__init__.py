@@ -7,7 +7,17 @@ stood on by overlayfs.
 
 from gear_plugin.rootfs.features import Feature, hide_mounts, kernel_features
 from gear_plugin.rootfs.lazy import Generation, LazyLayer
-from gear_plugin.rootfs.overlay import Plan, Stack, View, Way, mount_index, mount_stack, probe
+from gear_plugin.rootfs.overlay import (
+    Plan,
+    Stack,
+    View,
+    Way,
+    clear_scratch,
+    is_upper_in_use,
+    mount_index,
+    mount_stack,
+    probe,
+)
 from gear_plugin.rootfs.syscalls import bind_folder, is_mount, mounts, unmount
 from gear_plugin.rootfs.trees import (
     ImageTrees,
@@ -35,9 +45,11 @@ __all__ = [
     "Views",
     "Way",
     "bind_folder",
+    "clear_scratch",
     "detach_dead_tree",
     "hide_mounts",
     "is_mount",
+    "is_upper_in_use",
     "kernel_features",
     "mount_index",
     "mount_name",

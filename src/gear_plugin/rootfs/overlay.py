@@ -18,6 +18,7 @@ callers hold no lock that others need.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import tempfile
@@ -119,6 +120,46 @@ def mount_stack(target: Path, stack: Stack) -> None:
 def mount_view(target: Path, view: View) -> None:
     """Mount the read-only overlay of one image that the nested way stands on."""
     _mount_overlay(target, _VIEW, [view.index], view.data, None, None)
+
+
+def is_upper_in_use(upper: Path, scratch: Path) -> bool:
+    """
+    Whether a living overlay anywhere on this machine writes to *upper*, mounted
+    here or not: one that a running container has kept counts as well.
+
+    The kernel marks the upper directories of living overlays and, with
+    index=on, refuses to take one for another overlay's layer
+    (fs/overlayfs/super.c, ovl_report_in_use; Linux 5.3).  *upper* is offered as
+    a lower layer, so nothing in it changes.  *scratch* is an empty folder on
+    the same filesystem.  Raises MountFailed.
+    """
+    other, work, target = (scratch / name for name in ("upper", "work", "merged"))
+    for path in (other, work, target):
+        path.mkdir(exist_ok=True)
+    options: list[syscalls.Option] = [("source", "gear"), ("index", "on")]
+    try:
+        if syscalls.has_lowerdir_option():
+            # Read-only, or letting go of it would flush the whole filesystem.
+            layers = (("lowerdir+", upper), ("upperdir", other), ("workdir", work))
+            named = [(name, str(path)) for name, path in layers]
+            syscalls.try_options("overlay", [*options, ("ro", None), *named])
+        else:
+            syscalls.mount_overlay_by_string(target, options, [upper], (), other, work)
+            syscalls.unmount(target, lazy=True)
+    except MountFailed as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY:
+            return True
+        raise
+    return False
+
+
+def clear_scratch(scratch: Path) -> None:
+    """Unmount and remove what a `probe` below *scratch* that was killed has left."""
+    for point, _ in list(syscalls.mounts())[::-1]:
+        if scratch in point.parents:
+            with contextlib.suppress(MountFailed):
+                syscalls.unmount(point, lazy=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _mount_overlay(

@@ -61,15 +61,8 @@ def mount_options(fstype: str, target: Path, options: Iterable[Option], *, flags
     hold `:` and `,`, and an overlay may have as many layers as the kernel
     takes (500).  *flags* are MOUNT_ATTR_* bits.  Raises MountFailed.
     """
-    context = _check(
-        _libc.syscall(_FSOPEN, fstype.encode(), _CLOEXEC), f"cannot open filesystem {fstype}"
-    )
+    context = _created(fstype, options, str(target))
     try:
-        for key, value in options:
-            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
-            raw = None if value is None else os.fsencode(value)
-            _configure(context, command, key.encode(), raw, f"{fstype} option {key}={value}")
-        _configure(context, _FSCONFIG_CMD_CREATE, None, None, f"cannot mount {fstype} on {target}")
         mounted = _check(
             _libc.syscall(_FSMOUNT, context, _CLOEXEC, flags), f"cannot mount {fstype} on {target}"
         )
@@ -84,6 +77,28 @@ def mount_options(fstype: str, target: Path, options: Iterable[Option], *, flags
         )
     finally:
         os.close(mounted)
+
+
+def try_options(fstype: str, options: Iterable[Option]) -> None:
+    """Have the kernel open *fstype* as `mount_options` would, and mount nothing; MountFailed."""
+    os.close(_created(fstype, options, "nothing"))
+
+
+def _created(fstype: str, options: Iterable[Option], target: str) -> int:
+    """A context that holds an open filesystem which is mounted nowhere yet."""
+    context = _check(
+        _libc.syscall(_FSOPEN, fstype.encode(), _CLOEXEC), f"cannot open filesystem {fstype}"
+    )
+    try:
+        for key, value in options:
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            raw = None if value is None else os.fsencode(value)
+            _configure(context, command, key.encode(), raw, f"{fstype} option {key}={value}")
+        _configure(context, _FSCONFIG_CMD_CREATE, None, None, f"cannot mount {fstype} on {target}")
+    except BaseException:
+        os.close(context)
+        raise
+    return context
 
 
 def _configure(

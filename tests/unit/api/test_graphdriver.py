@@ -25,6 +25,9 @@ class Layers:
         if layer == "missing":
             raise LayerNotFound("no layer missing")
 
+    def begin(self) -> None:
+        self.calls.append(("begin",))
+
     def create(self, layer: str, parent: str, *, writable: bool) -> None:
         self.calls.append(("create", layer, parent, writable))
 
@@ -172,13 +175,17 @@ def test_init_refuses_what_it_cannot_do(docker: FlaskClient, message: str) -> No
     assert answer["Err"]
 
 
-def test_init_makes_home_and_may_repeat(docker: FlaskClient, tmp_path: Path) -> None:
+def test_init_makes_home_and_may_repeat(
+    docker: FlaskClient, layers: Layers, tmp_path: Path
+) -> None:
     """
-    dockerd does not create Home, and calls Init again in one plugin life.
+    dockerd does not create Home, and calls Init again in one plugin life; each
+    time it is a new daemon, without the references of the last one.
     """
     body = f'{{"Home": "{tmp_path}/gear", "Opts": null, "UIDMaps": null, "GIDMaps": null}}'
     assert call(docker, "Init", body) == (200, {})
     assert call(docker, "Init", body) == (200, {})
+    assert layers.calls == [("begin",), ("begin",)]
     assert (tmp_path / "gear").is_dir()
 
 

@@ -141,3 +141,22 @@ def test_a_generation_whose_daemon_is_gone_is_not_current(tmp_path: Path) -> Non
     lazy = LazyLayer(tmp_path)
     lazy.publish(Generation(1, gone.pid, str(tmp_path)))
     assert lazy.published() is None
+
+
+def test_a_fuse_daemon_that_dies_at_once_is_never_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Its mount point has gone between its word that it is ready and the look at it.
+    """
+    lazy = LazyLayer(tmp_path)
+    healed: list[str] = []
+    supervisor = Supervisor(tmp_path, {}, lazy=lazy, heal=lambda: healed.append("x"), watchdog_s=1)
+    ready_r, ready_w = os.pipe()
+    os.write(ready_w, b".")
+    os.close(ready_w)
+    gone = Generation(1, os.getpid(), str(tmp_path / "fuse/1"))
+    supervisor._when_ready(gone, ready_r)
+    assert lazy.published() is None
+    assert healed == []
+    assert "ended right after its start" in caplog.text

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from gear_plugin.layers import ImageHolders, LayerStore, NodeImages
+from gear_plugin.layers import ImageKeepers, LayerStore, NodeImages
 from gear_plugin.rootfs import View, is_mount, unmount
 
 
@@ -47,9 +47,12 @@ def layer_store(
     images: NodeImages,
     views: AnyViews,
     forget_image: Callable[[str], None] = lambda _: None,
+    *,
+    release_s: float = 5.0,
 ) -> LayerStore:
-    """A store with holders of its own."""
-    return LayerStore(root, images, views, ImageHolders(root, images, views, forget_image))
+    """A store with keepers of its own."""
+    keepers = ImageKeepers(root, images, views, forget_image)
+    return LayerStore(root, images, views, keepers, release_s=release_s)
 
 
 def make_store(root: Path) -> LayerStore:

@@ -15,7 +15,7 @@ from gear_plugin.digest import Digest
 from gear_plugin.errors import ImageNotFound
 from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME, Directory, Inode, Kind, Tree
 from gear_plugin.layers import (
-    ImageHolders,
+    ImageKeepers,
     LayerStore,
     NodeImages,
     VolumeImages,
@@ -73,10 +73,10 @@ class ImageNode:
             admit=self._admit,
             wait_s=5,
         )
-        self.holders = ImageHolders(self.root, self.images, self.views, self.forgotten.append)
-        self.layers = LayerStore(self.root, self.images, self.views, self.holders)
-        shows = VolumeImages(self.root, self.images, self.views, self.holders, self._take_in)
-        self.volumes = VolumeStore(self.root, shows, self.holders)
+        self.keepers = ImageKeepers(self.root, self.images, self.views, self.forgotten.append)
+        self.layers = LayerStore(self.root, self.images, self.views, self.keepers)
+        shows = VolumeImages(self.root, self.images, self.views, self.keepers, self._take_in)
+        self.volumes = VolumeStore(self.root, shows, self.keepers, release_s=0.2)
 
     def installed(self) -> list[str]:
         """The images that are on the node."""

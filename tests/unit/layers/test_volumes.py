@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -20,11 +19,12 @@ from gear_plugin.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from gear_plugin.layers import Showing, volume_images
+from gear_plugin.layers import Showing, images_in_use, volume_images
 from gear_plugin.names import ImageId
 from gear_plugin.rootfs import Way, is_mount, unmount
 
 from .image_node import FILES, NAME, ROOT, WWW, ImageNode
+from .test_crashes import container
 
 pytestmark = pytest.mark.root
 
@@ -196,9 +196,34 @@ def test_a_new_process_finds_mounts_and_users(node: ImageNode) -> None:
     assert not is_mount(tree)
 
 
-def test_users_of_a_mount_that_is_gone_are_none(node: ImageNode) -> None:
+def test_a_volume_that_a_container_has_kept_is_not_mounted_a_second_time(
+    node: ImageNode,
+) -> None:
     """
-    After `docker plugin disable -f` they would hold the volume for ever.
+    `docker plugin disable -f` unmounts everything, and the container runs on.
+    """
+    node.volumes.create("v", RW)
+    tree = node.volumes.mount("v", "a")
+    node.volumes.mount("v", "b")
+    with container(tree):
+        unmount(tree, lazy=True)
+        assert node.mounted() == set()
+        assert images_in_use(node.root) == {node.image}
+        node.open()
+        node.volumes.unmount("v", "b")
+        for operation in (lambda: node.volumes.mount("v", "c"), lambda: node.volumes.remove("v")):
+            with pytest.raises(VolumeInUse, match="volume v is in use by a container that has"):
+                operation()
+        assert not is_mount(tree)
+        assert folders(node) == ["v"]
+    node.volumes.unmount("v", "a")
+    assert images_in_use(node.root) == set()
+    assert (node.volumes.mount("v", "c") / "written").exists()
+
+
+def test_users_of_a_mount_that_is_gone_do_not_hold_it(node: ImageNode) -> None:
+    """
+    docker may have lost the container that would have unmounted it.
     """
     node.volumes.create("v", RW)
     unmount(node.volumes.mount("v", "lost"), lazy=True)
@@ -215,8 +240,8 @@ def test_users_do_not_outlive_a_boot(node: ImageNode) -> None:
     """
     node.volumes.create("v", None)
     node.volumes.mount("v", "lost")
-    users = node.root / "volumes/v/users.json"
-    users.write_text(json.dumps({**json.loads(users.read_text()), "boot": "another"}))
+    (noted,) = (node.root / "volumes/v/users").iterdir()
+    noted.rename(noted.with_name("another-boot.lost"))
     node.volumes.remove("v")
     assert folders(node) == []
 
@@ -244,14 +269,14 @@ def test_many_containers_come_and_go_at_once(node: ImageNode) -> None:
     node.volumes.create("v", Showing(NAME, writable=True, path=b"/srv"))
     failures: list[str] = []
 
-    def container(user: str) -> None:
+    def use(user: str) -> None:
         for _ in range(10):
             tree = node.volumes.mount("v", user)
             if (tree / "note").read_bytes() != FILES[b"srv/note"]:
                 failures.append(user)
             node.volumes.unmount("v", user)
 
-    threads = [threading.Thread(target=container, args=(str(n),)) for n in range(6)]
+    threads = [threading.Thread(target=use, args=(str(n),)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -402,6 +427,8 @@ def test_a_damaged_record_is_a_volume_that_is_not_there(node: ImageNode) -> None
     with pytest.raises(VolumeNotFound, match=r"damaged record .*volume\.json"):
         node.volumes.get("v")
     assert [volume.record.name for volume in node.volumes.all()] == ["w"]
+    with pytest.raises(VolumeNotFound, match=r"damaged record .*volume\.json"):
+        node.volumes.create("v", None)
 
 
 # --- ordinary volumes, names, listing ---------------------------------------------------
@@ -466,7 +493,7 @@ def test_names_that_docker_would_not_give_are_refused(node: ImageNode, name: str
         lambda: node.volumes.unmount(name, "a"),
         lambda: node.volumes.get(name),
     ):
-        with pytest.raises(BadName):
+        with pytest.raises(BadName, match="not a volume name"):
             operation()
     assert folders(node) == []
 

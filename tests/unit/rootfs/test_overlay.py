@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from gear_plugin.rootfs import (
     Stack,
     View,
     Way,
+    clear_scratch,
     is_mount,
+    is_upper_in_use,
     mount_index,
     mount_stack,
     probe,
@@ -204,3 +207,59 @@ def test_a_refused_mount_says_why(base: Path) -> None:
     with pytest.raises(MountFailed, match="overlay"):
         mount_stack(base / "merged", Stack((base / "nowhere", base / "nothing")))
     assert not is_mount(base / "merged")
+
+
+@pytest.fixture(params=[True, False], ids=["option", "string"])
+def lowerdir_option(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With, and as before Linux 6.7 without, an option of its own for each layer."""
+    if not request.param:
+        monkeypatch.setattr(syscalls, "has_lowerdir_option", lambda: False)
+
+
+@pytest.mark.usefixtures("lowerdir_option")
+def test_an_upper_directory_is_in_use_for_as_long_as_its_overlay_lives(base: Path) -> None:
+    """
+    Also when the overlay is mounted nowhere any more; asking changes nothing in it.
+    """
+    lower, upper, work, target, scratch = (base / n for n in ("l", "u", "w", "m", "s"))
+    for path in (lower, upper, work, target, scratch):
+        path.mkdir()
+    mtime_ns = upper.stat().st_mtime_ns
+    assert not is_upper_in_use(upper, scratch)
+    assert os.listxattr(upper) == []
+    mount_stack(target, Stack((lower,), None, upper, work))
+    own = os.listxattr(upper)
+    assert is_upper_in_use(upper, scratch)
+    handle = os.open(target, os.O_RDONLY)
+    unmount(target, lazy=True)
+    assert is_upper_in_use(upper, scratch)
+    os.close(handle)
+    deadline = time.monotonic() + 10
+    while is_upper_in_use(upper, scratch):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (upper.stat().st_mtime_ns, os.listxattr(upper)) == (mtime_ns, own)
+    assert not any(base in point.parents for point, _ in mounts())
+
+
+def test_an_upper_directory_that_cannot_be_asked_about_is_an_error(base: Path) -> None:
+    """
+    Not knowing is not the same as free.
+    """
+    (base / "scratch").mkdir()
+    with pytest.raises(MountFailed):
+        is_upper_in_use(base / "missing", base / "scratch")
+
+
+def test_what_a_killed_probe_left_is_cleared(base: Path) -> None:
+    """
+    Its mounts lie below the folder that the host sees.
+    """
+    left = base / "probe/probe-left"
+    for name in ("data", "upper", "work", "merged", "view"):
+        (left / name).mkdir(parents=True)
+    mount_stack(left / "merged", Stack((left / "data",), None, left / "upper", left / "work"))
+    clear_scratch(base / "probe")
+    assert not any(base in point.parents for point, _ in mounts())
+    assert os.listdir(base) == []
+    clear_scratch(base / "probe")

@@ -1,14 +1,14 @@
 """
-Who holds an image on this node, so that it stays here.
+Who keeps an image on this node, and what follows when the last one lets it go.
 
     a layer    that carries the image's index: `containers/<id>/layer.json` names it
     a volume   that shows it: `volumes/<name>/volume.json` does, a half-made one's too
     `gear fs`  while it is mounted: the mount table does
 
-A holder writes its record before it relies on the image, and when the record
-is gone it calls `let_go`.  So what is held can be read from the disk at any
-time, and a crash between the two steps leaves a record, which the next start
-finds.  Thread-safe; one process (the api) makes and ends the first two kinds.
+Crash windows: a record names an image before its layer or volume has anything
+of it, and what is on its way out keeps the name until the image was let go of.
+So whatever breaks off, a start finds the name of an image that may have to go.
+Thread-safe.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from gear_plugin.errors import LayerNotFound, Unavailable, VolumeNotFound
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import CONTAINERS, LayerFolder
 from gear_plugin.layers.volume_record import VOLUMES, VolumeFolder
-from gear_plugin.rootfs import mounts, served_images
+from gear_plugin.rootfs import View, served_images
 
 log = logging.getLogger(__name__)
 
 
-class Mounted(Protocol):
-    """What is needed of rootfs.Views."""
+class ImageViews(Protocol):
+    """What layers and volumes need of rootfs.Views."""
+
+    def use(self, image: str, mount: Callable[[View | Path], None], /) -> None:
+        """Call *mount* with the image's layers."""
+
+    def release(self, image: str, is_used: Callable[[], bool], /) -> None:
+        """The last mount on the image may have gone; *is_used* tells."""
 
     def forget(self, image: str, /) -> None:
         """Unmount the image's own mounts."""
 
 
-class ImageHolders:
+class ImageKeepers:
     """
-    The holders of the images of the node below *root*.
+    The keepers of the images of the node below *root*.
 
     *forget_image* tells the client that nothing here needs an image any more.
     """
@@ -47,7 +53,7 @@ class ImageHolders:
         self,
         root: Path,
         images: NodeImages,
-        views: Mounted,
+        views: ImageViews,
         forget_image: Callable[[str], None],
     ) -> None:
         self._root = root
@@ -58,49 +64,37 @@ class ImageHolders:
         # image that no record names is dropped.
         self._lock = threading.Lock()
 
-    def hold(self, image: str, write: Callable[[], None]) -> bool:
+    def keep(self, image: str, write: Callable[[], None]) -> bool:
         """
-        Have the holder *write* its record, which names *image*, and say whether
+        Have a keeper *write* its record, which names *image*, and say whether
         the image is here.  If it is, it stays; if not, it will once installed.
         """
         with self._lock:
             write()
             return self._images.objects(image) is not None
 
-    def let_go(self, image: str) -> None:
-        """Drop *image* from this node unless somebody holds it; safe to repeat."""
+    def drop(self, image: str) -> None:
+        """Take *image* from this node unless somebody keeps it; safe to repeat."""
         with self._lock:
-            if image in held_images(self._root):
+            if image in kept_images(self._root):
                 return
             self._views.forget(image)
             self._images.remove(image)
+        self.forget(image)
+
+    def forget(self, image: str) -> None:
+        """Have the client forget an image that is not here any more."""
         try:
             self._forget_image(image)
         except Unavailable as error:
-            # The holder is gone already, so docker's call succeeds; the client
-            # forgets what no image here needs when it starts.
+            # The keeper is gone already, so docker's call succeeds; the client,
+            # and the graphdriver, look for such images when they start.
             log.warning("image %s is not forgotten yet: %s", image[:12], error)
 
 
-def held_images(root: Path) -> set[str]:
-    """The index digests of the images that somebody on the node below *root* holds."""
+def kept_images(root: Path) -> set[str]:
+    """The index digests of the images that somebody on the node below *root* keeps."""
     return served_images() | set(_carried(root / CONTAINERS)) | set(_shown(root / VOLUMES))
-
-
-def mounted_images(root: Path) -> set[str]:
-    """
-    The index digests of the images that are in use: mounted layers and volumes
-    under *root* stand on them, or `gear fs` shows them.
-    """
-    found = served_images()
-    for point, _ in mounts():
-        index = None
-        if point.parent.parent == root / CONTAINERS:
-            index = _index_below(LayerFolder(point.parent))
-        elif point.parent.parent == root / VOLUMES:
-            index = _index_of(VolumeFolder(point.parent))
-        found |= {index} if index else set()
-    return found
 
 
 def _carried(folder: Path) -> Iterator[str]:
@@ -114,9 +108,10 @@ def _carried(folder: Path) -> Iterator[str]:
 
 def _shown(folder: Path) -> Iterator[str]:
     for entry in _entries(folder):
-        index = _index_of(VolumeFolder(entry))
-        if index is not None:
-            yield index
+        with contextlib.suppress(VolumeNotFound):
+            shown = VolumeFolder(entry).read().shown
+            if shown is not None:
+                yield shown.index
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -124,21 +119,3 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
-
-
-def _index_below(layer: LayerFolder) -> str | None:
-    """The image that a layer's mount stands on."""
-    with contextlib.suppress(LayerNotFound):
-        record = layer.read()
-        if record.parents:
-            record = LayerFolder(layer.path.parent / record.parents[-1]).read()
-        return record.index
-    return None
-
-
-def _index_of(volume: VolumeFolder) -> str | None:
-    """The image that a volume shows."""
-    with contextlib.suppress(VolumeNotFound):
-        shown = volume.read().shown
-        return shown.index if shown is not None else None
-    return None

@@ -1,0 +1,103 @@
+"""
+What a start of the graphdriver does about the end of the one before it.
+
+docs/crash-windows.md lists the steps of every operation, and what each leaves
+behind when it is cut off there.  Nothing else may work on the layers
+meanwhile (`owner`), except for the helpers of a killed driver: the process
+that unpacked a layer ends a moment after its stream has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+import time
+from pathlib import Path
+
+from gear_plugin.confined.removal import remove_tree
+from gear_plugin.errors import LayerNotFound, MountFailed
+from gear_plugin.layers import held
+from gear_plugin.layers.images import NodeImages
+from gear_plugin.layers.in_use import mounted_images
+from gear_plugin.layers.keepers import ImageKeepers, ImageViews
+from gear_plugin.layers.record import LayerFolder
+from gear_plugin.rootfs import is_mount, unmount
+
+log = logging.getLogger(__name__)
+
+HALF_MADE = ".tmp-"
+_PATIENCE_S = 5.0
+_POLL_S = 0.1
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def half_made(folder: Path) -> Path:
+    """A new name in *folder* for something on its way out, which a start removes."""
+    return folder / (HALF_MADE + secrets.token_hex(8))
+
+
+def repair(root: Path, images: NodeImages, views: ImageViews, keepers: ImageKeepers) -> None:
+    """
+    Remove half-made layers and what finished ones have left over, images that
+    nobody keeps any more, and views that nothing stands on.
+    """
+    for entry in sorted((root / "containers").iterdir()):
+        folder = LayerFolder(entry)
+        if entry.name.startswith(HALF_MADE) or folder.applying.exists():
+            _remove_half_made(folder, images, keepers)
+            continue
+        if folder.replaced.exists():
+            _drop(images.installed_from(folder.replaced), keepers)
+            _remove_tree(folder.replaced)
+        if held.noted(folder) is None:
+            held.erase(folder)
+    for image in images:
+        views.release(image, lambda image=image: image in mounted_images(root))  # type: ignore[misc]
+    for name in _private_folders(root):
+        if images.objects(name) is None:
+            keepers.forget(name)
+
+
+def _remove_half_made(folder: LayerFolder, images: NodeImages, keepers: ImageKeepers) -> None:
+    log.info("removing the half-made layer %s", folder.path.name)
+    if is_mount(folder.merged):
+        with contextlib.suppress(MountFailed):
+            unmount(folder.merged, lazy=True)
+    if not folder.path.name.startswith(HALF_MADE):
+        # Under another name first, and by its own root: a process that still
+        # unpacks into it cannot make the layer anew, nor reach what follows it.
+        folder = LayerFolder(folder.path.rename(half_made(folder.path.parent)))
+    found = {images.installed_from(folder.applying), images.installed_from(folder.replaced)}
+    with contextlib.suppress(LayerNotFound):
+        found.add(folder.read().index)
+    # The record goes last: what breaks off here is found again.
+    for index in found:
+        _drop(index, keepers)
+    _remove_tree(folder.path)
+
+
+def _drop(index: str | None, keepers: ImageKeepers) -> None:
+    if index is not None:
+        keepers.drop(index)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove *path*, from a process that may still be writing in it, too."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while path.exists():
+        try:
+            remove_tree(path)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                log.warning("%s stays until the next start: %s", path, error)
+                return
+            time.sleep(_POLL_S)
+
+
+def _private_folders(root: Path) -> list[str]:
+    try:
+        return [entry.name for entry in (root / "private").iterdir() if _HEX.match(entry.name)]
+    except FileNotFoundError:
+        return []
