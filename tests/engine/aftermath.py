@@ -49,7 +49,9 @@ class Aftermath:
         """The plugin's own mounts: indexes and views of images, by their mount points."""
         lines = _mountinfo(str(self.node.process("graphdriver")))
         points = [line.split()[4] for line in lines]
-        return [point for point in points if point.startswith(("/run/gear/index", "/run/gear/view"))]
+        return [
+            point for point in points if point.startswith(("/run/gear/index", "/run/gear/view"))
+        ]
 
     def probes(self) -> list[str]:
         """What attempts at mounting have left."""
@@ -80,7 +82,10 @@ def overlays_on(upper: Path) -> int:
                 lines = _mountinfo(entry.name)
             except OSError:
                 continue
-            ends = (f"containers/{upper.parent.name}/upper", f"containers/{upper.parent.name}/upper,")
+            ends = (
+                f"containers/{upper.parent.name}/upper",
+                f"containers/{upper.parent.name}/upper,",
+            )
             for line in lines:
                 options = line.rpartition(" ")[2].split(",")
                 if any(o.startswith("upperdir=") and o.endswith(ends) for o in options):
