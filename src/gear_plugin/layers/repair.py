@@ -13,6 +13,7 @@ import contextlib
 import logging
 import re
 import secrets
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gear_plugin.layers.carried import CarriedImages, ImageViews
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.record import LayerFolder
-from gear_plugin.rootfs import is_mount, unmount
+from gear_plugin.rootfs import is_mount, is_upper_in_use, mounts, unmount
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,11 @@ def half_made(folder: Path) -> Path:
 
 def repair(root: Path, images: NodeImages, views: ImageViews, carried: CarriedImages) -> None:
     """
-    Remove half-made layers and what finished ones have left over, images that
-    no layer carries any more, and views that nothing stands on.
+    Remove half-made layers and what finished ones have left over, notes of users
+    that are gone, images that no layer carries any more, and views that nothing
+    stands on.
     """
+    mounted = {point for point, _ in mounts()}
     for entry in sorted((root / "containers").iterdir()):
         folder = LayerFolder(entry)
         if entry.name.startswith(HALF_MADE) or folder.applying.exists():
@@ -51,7 +54,7 @@ def repair(root: Path, images: NodeImages, views: ImageViews, carried: CarriedIm
         if folder.replaced.exists():
             _drop(images.installed_from(folder.replaced), carried)
             _remove_tree(folder.replaced)
-        if held.noted(folder) is None:
+        if folder.merged not in mounted and _nobody_has(folder):
             held.erase(folder)
     for image in images:
         views.release(image, lambda image=image: image in mounted_images(root))  # type: ignore[misc]
@@ -76,6 +79,18 @@ def _remove_half_made(folder: LayerFolder, images: NodeImages, carried: CarriedI
     for index in found:
         _drop(index, carried)
     _remove_tree(folder.path)
+
+
+def _nobody_has(folder: LayerFolder) -> bool:
+    """Whether a layer that is not mounted here is mounted nowhere else either."""
+    if held.noted(folder) is None:
+        return True
+    try:
+        with tempfile.TemporaryDirectory(prefix=HALF_MADE, dir=folder.path.parent) as scratch:
+            return not is_upper_in_use(folder.upper, Path(scratch))
+    except MountFailed as error:
+        log.warning("whether layer %s is in use is not known: %s", folder.path.name, error)
+        return False
 
 
 def _drop(index: str | None, carried: CarriedImages) -> None:
