@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine test-full test-faults check fuzz plugin bench bench-full clean
+.PHONY: demo test test-engine test-full test-faults torture check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -25,6 +25,9 @@ test-engine: build/.ready         ## real dockerd, real plugin, real registry
 
 test-full: build/.ready           ## the same with every image in every way of mounting
 	$(PY) -m pytest tests/engine --timeout 900
+
+torture: build/.ready             ## everything killed at random, half an hour; TORTURE_SEED=N repeats one
+	$(PY) -m pytest tests/engine/torture -k long --timeout 7200 -s
 
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= manifest erofs layer unpack kernel

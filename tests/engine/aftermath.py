@@ -60,6 +60,7 @@ class Aftermath:
 
     def processes(self) -> dict[str, int]:
         """How many processes of the plugin there are, by what they are."""
+        own = self.node.plugin_id
         found: Counter[str] = Counter()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -68,7 +69,7 @@ class Aftermath:
                     group = (entry / "cgroup").read_text()
                 except OSError:
                     continue
-                if self.node.plugin_id in group and words != [""]:
+                if own in group and words != [""]:
                     found[next((part for part in PARTS if part in words), " ".join(words))] += 1
         return dict(found)
 

@@ -72,7 +72,7 @@ class Engine:
         }
 
     def start(self, driver: str = "overlay2", *, wait_s: float = 60) -> None:
-        """Start dockerd on *driver* and wait until it answers; nothing of an earlier one is left."""
+        """Start dockerd on *driver* and wait until it answers; an earlier one is cleared away."""
         self.cleanup_predecessor()
         self.start_again(driver, wait_s=wait_s)
 

@@ -5,6 +5,7 @@ an engine, and a node that runs on the plugin, seen from outside.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -52,9 +53,9 @@ class Node:
     store: Path
     way: str = "auto"
 
-    @property
+    @functools.cached_property
     def plugin_id(self) -> str:
-        """What the engine calls the plugin."""
+        """What the engine calls the plugin; an upgrade keeps it."""
         return self.engine.docker("plugin", "inspect", "gear", "-f", "{{.Id}}").stdout.strip()
 
     @property

@@ -23,7 +23,7 @@ from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.keepers import ImageKeepers, ImageViews
 from gear_plugin.layers.record import LayerFolder
-from gear_plugin.rootfs import is_mount, unmount
+from gear_plugin.rootfs import is_mount, mounts, unmount
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,11 @@ def half_made(folder: Path) -> Path:
 
 def repair(root: Path, images: NodeImages, views: ImageViews, keepers: ImageKeepers) -> None:
     """
-    Remove half-made layers and what finished ones have left over, images that
-    nobody keeps any more, and views that nothing stands on.
+    Remove half-made layers and what finished ones have left over, notes of users
+    that are gone, images that nobody keeps any more, and views that nothing
+    stands on.
     """
+    mounted = {point for point, _ in mounts()}
     for entry in sorted((root / "containers").iterdir()):
         folder = LayerFolder(entry)
         if entry.name.startswith(HALF_MADE) or folder.applying.exists():
@@ -51,7 +53,7 @@ def repair(root: Path, images: NodeImages, views: ImageViews, keepers: ImageKeep
         if folder.replaced.exists():
             _drop(images.installed_from(folder.replaced), keepers)
             _remove_tree(folder.replaced)
-        if held.noted(folder) is None:
+        if folder.merged not in mounted and _nobody_has(folder):
             held.erase(folder)
     for image in images:
         views.release(image, lambda image=image: image in mounted_images(root))  # type: ignore[misc]
@@ -76,6 +78,17 @@ def _remove_half_made(folder: LayerFolder, images: NodeImages, keepers: ImageKee
     for index in found:
         _drop(index, keepers)
     _remove_tree(folder.path)
+
+
+def _nobody_has(folder: LayerFolder) -> bool:
+    """Whether a layer that is not mounted here is mounted nowhere else either."""
+    if held.noted(folder) is None:
+        return True
+    try:
+        return held.becomes_free(folder.upper, folder.path.parent, within_s=0)
+    except MountFailed as error:
+        log.warning("whether layer %s is in use is not known: %s", folder.path.name, error)
+        return False
 
 
 def _drop(index: str | None, keepers: ImageKeepers) -> None:

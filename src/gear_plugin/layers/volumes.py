@@ -27,7 +27,7 @@ from pathlib import Path
 
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
-from gear_plugin.errors import VolumeExists, VolumeInUse, VolumeNotFound
+from gear_plugin.errors import MountFailed, VolumeExists, VolumeInUse, VolumeNotFound
 from gear_plugin.layers.held import becomes_free
 from gear_plugin.layers.keepers import ImageKeepers
 from gear_plugin.layers.volume_images import Showing, VolumeImages
@@ -90,6 +90,7 @@ class VolumeStore:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in self._folder.glob(f"{HALF_MADE}*"):
             self._take_away(VolumeFolder(left), wait_s=0)
+        self._forget_lost_users()
 
     def create(self, name: str, showing: Showing | None) -> None:
         """
@@ -139,7 +140,7 @@ class VolumeStore:
                     f"volume {name} is mounted; stop the containers that use it, then remove it"
                 )
             if shown is not None:
-                self._make_free(folder, shown)
+                self._make_free(folder, shown, self._release_s)
             gone = VolumeFolder(self._folder / (HALF_MADE + secrets.token_hex(8)))
             folder.path.rename(gone.path)
             sync_directory(self._folder)
@@ -157,7 +158,7 @@ class VolumeStore:
             shown = folder.read().shown
             is_mounted = is_mount(folder.merged)
             if shown is not None and not is_mounted:
-                self._make_free(folder, shown)
+                self._make_free(folder, shown, self._release_s)
                 folder.keep_users(())
             # Before it is mounted: an unmount by another user must see this one.
             folder.add_user(parse_user(user))
@@ -213,7 +214,19 @@ class VolumeStore:
                 if not turn.wanted:
                     del self._turns[name]
 
-    def _make_free(self, folder: VolumeFolder, shown: Shown) -> None:
+    def _forget_lost_users(self) -> None:
+        """
+        Forget who was noted on a volume that nobody has any more; of a read-only
+        one nobody knows, so its image counts as in use until it is mounted again.
+        """
+        for volume in self.all():
+            folder, shown = VolumeFolder(self._folder / volume.record.name), volume.record.shown
+            if shown is not None and volume.mountpoint is None and shown.writable:
+                with contextlib.suppress(VolumeInUse, MountFailed):
+                    self._make_free(folder, shown, wait_s=0)
+                    folder.keep_users(())
+
+    def _make_free(self, folder: VolumeFolder, shown: Shown, wait_s: float) -> None:
         """
         Have nothing stand on a volume that is not mounted; raises VolumeInUse.
 
@@ -225,7 +238,7 @@ class VolumeStore:
         if (
             shown.writable
             and folder.users()
-            and not becomes_free(folder.upper, self._folder, self._release_s)
+            and not becomes_free(folder.upper, self._folder, wait_s)
         ):
             raise VolumeInUse(
                 f"volume {folder.path.name} is in use by a container that has been running"

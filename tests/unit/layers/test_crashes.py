@@ -164,6 +164,25 @@ def test_a_mount_that_nobody_kept_is_made_again(store: LayerStore, top: str, roo
     assert (make_store(root).get(top) / "f").read_bytes() == b"below"
 
 
+def test_a_container_that_ended_while_the_driver_was_away_holds_nothing(
+    store: LayerStore, top: str, root: Path
+) -> None:
+    """
+    Its Put never came; the next start asks the kernel, and its image is not
+    completed for nobody.
+    """
+    tree = store.get(top)
+    held = root / "containers/top/held"
+    with container(tree):
+        unmount(tree, lazy=True)
+        make_store(root)
+        assert held.exists()
+    deadline = time.monotonic() + 10
+    while held.exists():
+        assert time.monotonic() < deadline
+        make_store(root)
+
+
 def test_an_image_stays_in_use_when_its_mounts_are_taken_away(root: Path) -> None:
     """
     A running container goes on reading it: it is healed, and not evicted.

@@ -221,16 +221,20 @@ def test_a_volume_that_a_container_has_kept_is_not_mounted_a_second_time(
     assert (node.volumes.mount("v", "c") / "written").exists()
 
 
-def test_users_of_a_mount_that_is_gone_do_not_hold_it(node: ImageNode) -> None:
+@pytest.mark.parametrize("showing", [RO, RW])
+def test_users_of_a_mount_that_is_gone_do_not_hold_it(node: ImageNode, showing: Showing) -> None:
     """
     docker may have lost the container that would have unmounted it.
     """
-    node.volumes.create("v", RW)
+    node.volumes.create("v", showing)
     unmount(node.volumes.mount("v", "lost"), lazy=True)
     node.open()
+    # Whether somebody still reads a read-only one cannot be known.
+    assert images_in_use(node.root) == (set() if showing is RW else {node.image})
     tree = node.volumes.mount("v", "a")
     node.volumes.unmount("v", "a")
     assert not is_mount(tree)
+    assert images_in_use(node.root) == set()
     node.volumes.remove("v")
 
 
