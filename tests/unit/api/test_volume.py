@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,13 @@ def test_errors_say_what_is_wrong(
     assert found == status
     assert isinstance(answer, dict)
     assert says in answer["Err"]
+
+
+def test_every_option_is_documented() -> None:
+    """
+    In docs/volumes.md, and nothing that does not exist.
+    """
+    text = (Path(__file__).parents[3] / "docs" / "volumes.md").read_text()
+    table = text.split("\n## Options\n")[1].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `(\w+)=", table, re.MULTILINE))
+    assert documented == set(volume.OPTIONS)
