@@ -58,6 +58,8 @@ class NodeImages:
         self._folder = root / "images"
         self._checker = checker or Checker()
         self._lock = threading.Lock()
+        # Or one thread takes away what another has just installed and relies on.
+        self._installing = threading.Lock()
         self._tables: dict[str, ObjectTable] = {}
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -153,19 +155,24 @@ class NodeImages:
         with storage_full(self._folder / "any"), self.scratch() as temporary:
             found = check_layer(layer, temporary / "objects", self._checker)
             image = str(found["index"])
-            if self.objects(image) is None:
-                self.remove(image)
-                os.link(layer / INDEX_NAME, temporary / "index.erofs")
-                os.link(layer / MANIFEST_NAME, temporary / "manifest")
-                temporary.chmod(0o700)
-                _sync_files(temporary)
-                # Another layer with this index may have been quicker.
-                with contextlib.suppress(FileExistsError):
-                    _rename(temporary, self._folder / image)
-                sync_directory(self._folder)
+            with self._installing:
+                if self.objects(image) is None:
+                    self._install(layer, temporary, image)
             self._name(image, str(found["image"]))
         log.info("image %s is index %s", found["image"], image[:12])
         return image
+
+    def _install(self, layer: Path, temporary: Path, image: str) -> None:
+        """Install the index in *layer*; *temporary* has its table, and becomes the image."""
+        self.remove(image)
+        os.link(layer / INDEX_NAME, temporary / "index.erofs")
+        os.link(layer / MANIFEST_NAME, temporary / "manifest")
+        temporary.chmod(0o700)
+        _sync_files(temporary)
+        # Another process may have been quicker.
+        with contextlib.suppress(FileExistsError):
+            _rename(temporary, self._folder / image)
+        sync_directory(self._folder)
 
     def installed_from(self, layer: Path) -> str | None:
         """The image whose index is the very file that the unpacked directory *layer* holds."""
