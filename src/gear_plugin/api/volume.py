@@ -108,8 +108,8 @@ def showing(options: Mapping[str, str]) -> Showing | None:
         raise BadConfig(f"volume option path: not a path: {path!r:.100}") from error
     if b"\0" in raw:
         raise BadConfig(f"volume option path: not a path: {path!r:.100}")
-    name = ImageId.parse(image)
-    return Showing(name if name.is_gear else name.gear, _MODES[mode or "ro"], raw)
+    asked = ImageId.parse(image)
+    return Showing(asked if asked.is_gear else asked.gear, _MODES[mode or "ro"], raw)
 
 
 def _name(message: Answer) -> str:

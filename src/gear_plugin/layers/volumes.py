@@ -270,7 +270,7 @@ class VolumeStore:
 def _is_same(shown: Shown | None, showing: Showing | None) -> bool:
     """Whether a volume that is there is what was asked for."""
     if shown is None or showing is None:
-        return shown is showing is None
+        return shown is None and showing is None
     asked = (str(showing.image), showing.writable, os.fsdecode(showing.path))
     return (shown.image, shown.writable, shown.path) == asked
 

@@ -11,7 +11,7 @@ import pytest
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ImageNotFound
 from gear_plugin.jobs.index_sources import NodeSource, take_index
-from gear_plugin.jobs.locate import IndexFiles
+from gear_plugin.jobs.locate import IndexFiles, IndexSource
 from gear_plugin.jobs.taking_in import take_in
 from gear_plugin.layers import NodeImages
 from gear_plugin.names import ImageId
@@ -83,7 +83,7 @@ def test_an_image_that_leaves_meanwhile_is_looked_for_again(
         noted.append(index)
         return images.objects(index) is not None
 
-    sources = [NodeSource(tmp_path), Layer()]
+    sources: list[IndexSource] = [NodeSource(tmp_path), Layer()]
     assert take_in(images, NAME, sources, note) == INDEX
     assert len(noted) == 2
     assert list(images) == [INDEX]

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gear_plugin.digest import Digest
@@ -33,20 +34,22 @@ from tests.unit.image.trees import file
 
 NAME = ImageId.parse("library/nginx-gear:1.25")
 FILES = {b"etc/passwd": b"root\n", b"srv/www/index.html": b"hello\n", b"srv/note": b"note\n"}
-ROOT = {"mode": 0o711, "uid": 7, "gid": 8, "mtime_ns": 1_600_000_000 * 10**9}
-WWW = {"mode": 0o750, "uid": 33, "gid": 34, "mtime_ns": 1_500_000_000 * 10**9}
+ROOT = Directory(mode=0o711, uid=7, gid=8, mtime_ns=1_600_000_000 * 10**9)
+WWW = Directory(mode=0o750, uid=33, gid=34, mtime_ns=1_500_000_000 * 10**9)
+"""What `/` and `srv/www` look like."""
 
 
 def small_tree() -> Tree:
     """FILES, links that lead to a folder in several ways, an owner for `srv/www`."""
-    tree = Tree(_folder(ROOT, {}))
-    etc, srv, www = _folder({}, {}), _folder({}, {}), _folder(WWW, {})
-    tree.root.children |= {b"etc": etc, b"srv": srv, b"loop": _link(b"loop")}
-    srv.children |= {b"www": www, b"note": file(FILES[b"srv/note"])}
-    www.children[b"index.html"] = file(FILES[b"srv/www/index.html"])
-    etc.children |= {b"passwd": file(FILES[b"etc/passwd"]), b"up": _link(b"../../../srv/www")}
-    tree.root.children |= {b"absolute": _link(b"/srv//www/."), b"out": _link(b"/etc/none")}
-    return tree
+    index_html = file(FILES[b"srv/www/index.html"])
+    www = replace(WWW, children={b"index.html": index_html})
+    srv = Directory(children={b"www": www, b"note": file(FILES[b"srv/note"])})
+    etc = Directory(
+        children={b"passwd": file(FILES[b"etc/passwd"]), b"up": _link(b"../../../srv/www")}
+    )
+    links = {b"absolute": b"/srv//www/.", b"out": b"/etc/none", b"loop": b"loop"}
+    top = {b"etc": etc, b"srv": srv, **{name: _link(to) for name, to in links.items()}}
+    return Tree(replace(ROOT, children=top))
 
 
 class ImageNode:
@@ -128,8 +131,8 @@ class ImageNode:
             target = tree / os.fsdecode(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        (tree / "srv/www").chmod(WWW["mode"])
-        shutil.chown(tree / "srv/www", WWW["uid"], WWW["gid"])
+        (tree / "srv/www").chmod(WWW.mode)
+        shutil.chown(tree / "srv/www", WWW.uid, WWW.gid)
         self.run.mkdir()
         state = {"number": 1, "pid": os.getpid(), "mountpoint": str(point)}
         (self.run / "fuse.json").write_text(json.dumps(state))
@@ -165,10 +168,6 @@ def _unpack(layer: Path, erofs: bytes, manifest: bytes) -> None:
     (layer / FOLDER).mkdir(parents=True)
     (layer / INDEX_NAME).write_bytes(erofs)
     (layer / MANIFEST_NAME).write_bytes(manifest)
-
-
-def _folder(metadata: dict[str, int], children: dict[bytes, Inode]) -> Directory:
-    return Directory(**metadata, children=children)
 
 
 def _link(target: bytes) -> Inode:

@@ -99,8 +99,8 @@ def test_a_folder_of_the_image_is_shown_alone(each_way: ImageNode, path: bytes) 
     assert (tree / "index.html").read_bytes() == FILES[b"srv/www/index.html"]
     status = tree.stat()
     assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (
-        *(WWW["mode"], WWW["uid"]),
-        WWW["gid"],
+        *(WWW.mode, WWW.uid),
+        WWW.gid,
     )
     assert each_way.points() == [*before, "volumes/v/merged"]
     with pytest.raises(OSError, match="Read-only"):
@@ -127,9 +127,9 @@ def test_the_root_looks_as_the_images(node: ImageNode, showing: Showing) -> None
     """
     node.volumes.create("v", showing)
     status = node.volumes.mount("v", "a").stat()
-    assert status.st_mode & 0o7777 == ROOT["mode"]
-    assert (status.st_uid, status.st_gid) == (ROOT["uid"], ROOT["gid"])
-    assert status.st_mtime_ns == ROOT["mtime_ns"]
+    assert status.st_mode & 0o7777 == ROOT.mode
+    assert (status.st_uid, status.st_gid) == (ROOT.uid, ROOT.gid)
+    assert status.st_mtime_ns == ROOT.mtime_ns
 
 
 @pytest.mark.parametrize(
