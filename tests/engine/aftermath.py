@@ -36,14 +36,18 @@ class Aftermath:
         return self.layers() - self.known()
 
     def mounted(self) -> Counter[str]:
-        """The layers that are mounted on the host, and how many times each."""
+        """
+        The layers that are mounted on the host, and how many overlays each: one
+        overlay is there as often as dockerd has bound the plugin's folder to itself.
+        """
         folder = self.node.inner_root / "containers"
-        points = [Path(line.split()[4]) for line in _mountinfo("self")]
-        return Counter(
-            point.parent.name
-            for point in points
-            if point.name == "merged" and point.parent.parent == folder
-        )
+        found = set()
+        for line in _mountinfo("self"):
+            _, _, device, _, text, *_ = line.split()
+            point = Path(text)
+            if point.name == "merged" and point.parent.parent == folder:
+                found.add((point.parent.name, device))
+        return Counter(layer for layer, _ in found)
 
     def private_mounts(self) -> list[str]:
         """The plugin's own mounts: indexes and views of images, by their mount points."""

@@ -8,6 +8,7 @@ its mounts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -78,6 +79,7 @@ class Engine:
 
     def start_again(self, driver: str, *, wait_s: float = 60) -> None:
         """The same beside the containers, and plugins, of one that ended or was killed."""
+        self._forget_dead_containerd()
         for folder in (self.workdir, self._sockets, self.workdir / "client"):
             folder.mkdir(parents=True, exist_ok=True)
         command = [_DOCKERD, "--experimental", "--data-root", str(self.data_root)]
@@ -123,6 +125,7 @@ class Engine:
         self._process.kill()
         self._process.wait()
         self._process = None
+        time.sleep(0.5)  # its containerd ends a moment later
         (self.workdir / "pid").unlink(missing_ok=True)
 
     def restart(self, driver: str) -> None:
@@ -177,6 +180,17 @@ class Engine:
         (self.workdir / "pid").unlink(missing_ok=True)
         # containerd's pid file would make a new dockerd wait for the old one.
         shutil.rmtree(self.exec_root, ignore_errors=True)
+
+    def _forget_dead_containerd(self) -> None:
+        """
+        Remove containerd's pid file when that process has ended: a killed dockerd
+        takes it along, but one that nobody waited for would count as alive.
+        """
+        file = self.exec_root / "containerd/containerd.pid"
+        with contextlib.suppress(FileNotFoundError):
+            stat = Path(f"/proc/{int(file.read_text())}/stat")
+            if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX":
+                file.unlink()
 
     def _leftovers(self) -> list[int]:
         """
