@@ -91,7 +91,7 @@ class VolumeImages:
             raise BadConfig(
                 f"volume option path: {showing.image} has no folder {os.fsdecode(showing.path)!r}"
             )
-        made.make([made.work, made.whole, made.merged])
+        made.make(shows_image=True)
         _make_root(made.upper, view)
         totals = self._images.manifest(index).totals
         shown = replace(

@@ -4,7 +4,7 @@ A volume's own folder, `volumes/<name>/`, and the files in it that say what it i
     volume.json  what the volume is; written before the folder gets its name, so a
                  folder that exists is a volume
     gone.json    what it was, while it is being removed
-    users/       an empty file for each who has mounted it, `<boot id>.<user>`: neither
+    users/       of an image's volume: an empty file for each who has mounted it, `<boot id>.<user>`: neither
                  making nor removing one needs a block of a full disk
     data/        what an ordinary volume holds
     upper/       what an image's volume adds to the image; empty if it is read-only
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,10 +101,12 @@ class VolumeFolder:
     def _users(self) -> Path:
         return self.path / "users"
 
-    def make(self, folders: Iterable[Path]) -> None:
-        """Make *folders* of it, and what every volume has."""
-        for path in (self._users, *folders):
-            path.mkdir(mode=0o755)
+    def make(self, *, shows_image: bool) -> None:
+        """Make its folders, but for `upper`."""
+        for path in (
+            (self._users, self.work, self.whole, self.merged) if shows_image else [self.data]
+        ):
+            path.mkdir()
             path.chmod(0o755)
 
     def read(self) -> VolumeRecord:
@@ -140,7 +142,7 @@ class VolumeFolder:
             return None
 
     def users(self) -> frozenset[str]:
-        """Those who mounted the volume since this boot and have not unmounted it."""
+        """Those who mounted an image's volume since this boot and have not unmounted it."""
         prefix = f"{_boot_id()}."
         names = (path.name for path in self._users.iterdir())
         return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))

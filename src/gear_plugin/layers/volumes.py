@@ -6,6 +6,9 @@ mount table: a new process goes on where a dead one stopped.  Who has a volume
 mounted is noted before it is mounted, for this boot.  Notes of a volume that
 is not mounted mean that its mount was taken away by force (`docker plugin
 disable -f`): it is not mounted again while something still writes to it.
+Who uses an ordinary volume is known to one process alone: no mount tells when a
+note has become wrong, and a dockerd that was killed does not unmount what its
+containers had.
 
 Every operation is safe to repeat.  Operations on one volume exclude each
 other, operations on different volumes do not; reading waits for nobody.
@@ -86,6 +89,7 @@ class VolumeStore:
         self._keepers = keepers
         self._guard = threading.Lock()
         self._turns: dict[str, _Turn] = defaultdict(_Turn)
+        self._users_here: dict[str, frozenset[str]] = {}
         # Setuid programs in volumes are for containers, not for users of the host.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in self._folder.glob(f"{HALF_MADE}*"):
@@ -114,7 +118,7 @@ class VolumeStore:
             try:
                 record = VolumeRecord(name, int(time.time()))
                 if showing is None:
-                    made.make([made.data])
+                    made.make(shows_image=False)
                 else:
                     record = self._images.prepare(made, record, showing)
                 made.write(record)
@@ -134,8 +138,7 @@ class VolumeStore:
         folder = self._volume(name)
         with self._locked(name):
             shown = folder.read().shown
-            is_mounted = is_mount(folder.merged)
-            if is_mounted or (shown is None and folder.users()):
+            if self._users_here.get(name) or is_mount(folder.merged):
                 raise VolumeInUse(
                     f"volume {name} is mounted; stop the containers that use it, then remove it"
                 )
@@ -156,15 +159,19 @@ class VolumeStore:
         folder = self._volume(name)
         with self._locked(name), storage_full(folder.path):
             shown = folder.read().shown
+            parse_user(user)
+            if shown is None:
+                self._users_here[name] = self._users_here.get(name, frozenset()) | {user}
+                return folder.data
             is_mounted = is_mount(folder.merged)
-            if shown is not None and not is_mounted:
+            if not is_mounted:
                 self._make_free(folder, shown, self._release_s)
                 folder.keep_users(())
             # Before it is mounted: an unmount by another user must see this one.
-            folder.add_user(parse_user(user))
-            if shown is not None and not is_mounted:
+            folder.add_user(user)
+            if not is_mounted:
                 self._images.mount(folder, shown)
-        return folder.data if shown is None else folder.merged
+        return folder.merged
 
     def unmount(self, name: str, user: str) -> None:
         """
@@ -175,8 +182,12 @@ class VolumeStore:
         folder = self._volume(name)
         with self._locked(name):
             shown = folder.read().shown
+            if shown is None:
+                if left := self._users_here.pop(name, frozenset()) - {user}:
+                    self._users_here[name] = left
+                return
             left = folder.users() - {user}
-            if shown is not None and not left and is_mount(folder.merged):
+            if not left and is_mount(folder.merged):
                 self._images.unmount(folder, shown)
             folder.keep_users(left)
 

@@ -240,12 +240,23 @@ def test_users_of_a_mount_that_is_gone_do_not_hold_it(node: ImageNode, showing: 
 
 def test_users_do_not_outlive_a_boot(node: ImageNode) -> None:
     """
-    Of ordinary volumes the mount table does not tell.
+    Whatever was mounted is not any more.
+    """
+    node.volumes.create("v", RO)
+    unmount(node.volumes.mount("v", "lost"), lazy=True)
+    assert images_in_use(node.root) == {node.image}
+    (noted,) = (node.root / "volumes/v/users").iterdir()
+    noted.rename(noted.with_name("another-boot.lost"))
+    assert images_in_use(node.root) == set()
+
+
+def test_users_of_an_ordinary_volume_do_not_outlive_the_process(node: ImageNode) -> None:
+    """
+    A dockerd that was killed never unmounts them, and starts the plugin anew.
     """
     node.volumes.create("v", None)
     node.volumes.mount("v", "lost")
-    (noted,) = (node.root / "volumes/v/users").iterdir()
-    noted.rename(noted.with_name("another-boot.lost"))
+    node.open()
     node.volumes.remove("v")
     assert folders(node) == []
 
