@@ -252,8 +252,7 @@ class LayerStore:
         """The bytes of the regular files in `changes`."""
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            upper = self._layer(layer).upper
-            return diffs.size_of(diffs.compare(None, upper), upper)
+            return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
             return diffs.size_of(diffs.compare(below, tree), tree)
 

@@ -2,14 +2,18 @@
 Writing a layer's changes as a tar stream.
 
 The bytes decide the layer's digest, so the same changes give the same bytes:
-sorted by path, PAX records only where ustar cannot say it, whole-second times
-(moby pkg/archive does the same), names of users left empty.  Deletions are
-empty `.wh.X` files, opaque directories hold `.wh..wh..opq` (OCI image-spec,
-layer.md).  Sockets are left out, as tar cannot hold them.
+each directory's entries sorted by name, PAX records only where ustar cannot
+say it, whole-second times (moby pkg/archive does the same), names of users
+left empty.  Deletions are empty `.wh.X` files of 1970, opaque directories hold
+`.wh..wh..opq` (OCI image-spec, layer.md).  Sockets are left out, as tar cannot
+hold them.
+
+Everything is one generator of bytes; it holds one file open at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -21,6 +25,8 @@ from gear_plugin.image import TAR_BLOCK, Kind, tar_header, tar_padding
 
 _NS = 1_000_000_000
 _CHUNK_BYTES = 1 << 20
+_PIECE_BYTES = 256 << 10
+"""Each piece costs the HTTP server a write; a header alone would be 512 bytes."""
 _SHOWN_XATTRS = ("security.capability", "user.", "system.posix_acl_")
 """What a layer carries; labels such as security.selinux belong to the host."""
 
@@ -34,14 +40,21 @@ class Item:
 
 
 def stream(items: Iterable[Item]) -> Iterator[bytes]:
-    """The tar of *items* in their order, in pieces of at most 1 MiB, end marker included."""
+    """The tar of *items* in their order, in pieces of about 1 MiB at most, end marker included."""
     first_names: dict[tuple[int, int], bytes] = {}
+    held: list[bytes] = []
+    held_bytes = 0
     for item in items:
-        if item.source is None:
-            yield tar_header(item.path, Kind.FILE)
-        else:
-            yield from _entry(item.path, item.source, first_names)
-    yield bytes(2 * TAR_BLOCK)
+        # A file that a running container removes meanwhile is in no diff
+        # (moby ExportChanges goes on, too); once open it stays readable.
+        with contextlib.suppress(FileNotFoundError):
+            for part in _entry(item, first_names):
+                held.append(part)
+                held_bytes += len(part)
+                if held_bytes >= _PIECE_BYTES:
+                    yield b"".join(held)
+                    held, held_bytes = [], 0
+    yield b"".join((*held, bytes(2 * TAR_BLOCK)))
 
 
 def upper_items(upper: Path) -> Iterator[Item]:
@@ -50,34 +63,38 @@ def upper_items(upper: Path) -> Iterator[Item]:
     pending: list[tuple[bytes, bytes]] = [(b"", root)]
     while pending:
         name, source = pending.pop()
-        status = os.lstat(source)
+        try:
+            status = os.lstat(source)
+            children = sorted(os.listdir(source), reverse=True) if stat.S_ISDIR(status.st_mode) else []
+        except FileNotFoundError:
+            continue
         if is_whiteout(status):
             parent, slash, base = name.rpartition(b"/")
             yield Item(parent + slash + WHITEOUT + base, None)
             continue
         if name:
             yield Item(name, source)
-        if stat.S_ISDIR(status.st_mode):
-            prefix = name + b"/" if name else b""
-            if is_opaque(source):
-                yield Item(prefix + OPAQUE, None)
-            children = sorted(os.listdir(source), reverse=True)
-            pending += [(prefix + child, source + b"/" + child) for child in children]
+        prefix = name + b"/" if name else b""
+        if stat.S_ISDIR(status.st_mode) and is_opaque(source):
+            yield Item(prefix + OPAQUE, None)
+        pending += [(prefix + child, source + b"/" + child) for child in children]
 
 
-def _entry(
-    name: bytes, source: bytes, first_names: dict[tuple[int, int], bytes]
-) -> Iterator[bytes]:
+def _entry(item: Item, first_names: dict[tuple[int, int], bytes]) -> Iterator[bytes]:
+    name, source = item.path, item.source
+    if source is None:
+        yield tar_header(name, Kind.FILE)
+        return
     status = os.lstat(source)
     mode = status.st_mode
     common = (stat.S_IMODE(mode), status.st_uid, status.st_gid)
     when = status.st_mtime_ns // _NS * _NS
     xattrs = _xattrs(source)
-    identity = (status.st_dev, status.st_ino)
-    if not stat.S_ISDIR(mode) and status.st_nlink > 1:
-        first = first_names.setdefault(identity, name)
+    if not stat.S_ISDIR(mode) and not stat.S_ISSOCK(mode) and status.st_nlink > 1:
+        first = first_names.setdefault((status.st_dev, status.st_ino), name)
         if first != name:
-            yield tar_header(name, Kind.HARDLINK, *common, mtime_ns=when, link=first)
+            # A reader gives what the header says to the file that both names share.
+            yield tar_header(name, Kind.HARDLINK, *common, mtime_ns=when, link=first, xattrs=xattrs)
             return
     if stat.S_ISREG(mode):
         yield from _file(name, source, common, xattrs)
@@ -104,7 +121,8 @@ def _file(
         when = status.st_mtime_ns // _NS * _NS
         yield tar_header(name, Kind.FILE, *common, size=left, mtime_ns=when, xattrs=xattrs)
         while left:
-            data = handle.read(min(left, _CHUNK_BYTES)) or bytes(min(left, _CHUNK_BYTES))
+            wanted = min(left, _CHUNK_BYTES)
+            data = handle.read(wanted) or bytes(wanted)
             left -= len(data)
             yield data
         if end := tar_padding(status.st_size):
@@ -112,9 +130,11 @@ def _file(
 
 
 def _xattrs(path: bytes) -> dict[bytes, bytes]:
+    """The attributes that a layer carries; those with an empty value cannot be in a tar."""
     names = os.listxattr(path, follow_symlinks=False)
-    return {
+    found = {
         os.fsencode(name): os.getxattr(path, name, follow_symlinks=False)
         for name in sorted(names)
         if name.startswith(_SHOWN_XATTRS)
     }
+    return {name: value for name, value in found.items() if value}
