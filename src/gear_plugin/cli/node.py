@@ -18,7 +18,7 @@ from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
-from gear_plugin.layers import LayerStore, NodeImages, mounted_images
+from gear_plugin.layers import Checker, LayerStore, NodeImages, Unpacker, mounted_images
 from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ class _Node:
 
     def _make(self, plan: Plan) -> LayerStore:
         config = self._config
-        client, images = local_client(config), NodeImages(config.root)
+        client = local_client(config)
+        images = NodeImages(config.root, checker=Checker(ahead=True))
         images.remove_half_made()
         views = Views(
             config.run,
@@ -180,7 +181,11 @@ class _Node:
             wait_s=_DAEMON_START_S,
         )
         return LayerStore(
-            config.root, images, views, lambda image: client.forget(Digest.from_hex(image))
+            config.root,
+            images,
+            views,
+            lambda image: client.forget(Digest.from_hex(image)),
+            unpacker=Unpacker(ahead=True),
         )
 
     def status(self) -> list[tuple[str, str]]:

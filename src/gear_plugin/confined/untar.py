@@ -1,8 +1,10 @@
 """
 Unpacking one layer's tar into an empty directory, in a process of its own.
 
-Run as `python -m gear_plugin.confined.untar DIRECTORY [--lowest]` with the tar
-on standard input; prints one JSON line, `{"size": n, "files": n}` or
+Run as `python -m gear_plugin.confined.untar`, with a JSON list of its
+arguments, `[DIRECTORY]` or `[DIRECTORY, "--lowest"]`, as the first line of
+standard input (or on the command line) and the tar after it; no line: it was
+started ahead and not needed.  Prints one JSON line, `{"size": n, "files": n}` or
 `{"error": class, "message": text}`.  The process changes its root to
 DIRECTORY first, so no name, symlink or hard link in the tar can reach
 anything outside, whatever it says (docker's own chrootarchive does the
@@ -267,21 +269,21 @@ def _make_parents(directory: bytes) -> None:
 
 def main(argv: list[str]) -> int:
     """See the module's text."""
-    directory, lowest = argv[0], "--lowest" in argv[1:]
-    os.umask(0)
-    os.chroot(directory)
-    os.chdir("/")
     with open(0, "rb", buffering=_CHUNK_BYTES, closefd=False) as stream:
-        unpacker = Unpacker(TarReader(stream, seekable=False), lowest=lowest)
+        arguments = argv or json.loads(stream.readline() or b"[]")
+        if not arguments:
+            return 0
+        os.umask(0)
+        os.chroot(arguments[0])
+        os.chdir("/")
+        unpacker = Unpacker(TarReader(stream, seekable=False), lowest="--lowest" in arguments[1:])
         try:
             unpacker.run()
         except GearError as error:
-            answer = {"error": type(error).__name__, "message": str(error)}
-        else:
-            print(json.dumps({"size": unpacker.size_bytes, "files": unpacker.files}))
-            return 0
-    print(json.dumps(answer))
-    return 1
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            return 1
+    print(json.dumps({"size": unpacker.size_bytes, "files": unpacker.files}))
+    return 0
 
 
 if __name__ == "__main__":

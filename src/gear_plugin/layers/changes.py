@@ -121,9 +121,7 @@ def _names(directory: bytes) -> list[bytes]:
         return []
 
 
-def _is_modified(
-    before: os.stat_result, outer: bytes, after: os.stat_result, inner: bytes
-) -> bool:
+def _is_modified(before: os.stat_result, outer: bytes, after: os.stat_result, inner: bytes) -> bool:
     same = (
         before.st_mode == after.st_mode
         and before.st_uid == after.st_uid

@@ -29,7 +29,7 @@ from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFa
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
-from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.apply import ReadChunk, Unpacker, drain
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
 from gear_plugin.names import parse_layer_id
@@ -76,11 +76,14 @@ class LayerStore:
         images: NodeImages,
         views: ImageViews,
         forget_image: Callable[[str], None],
+        *,
+        unpacker: Unpacker | None = None,
     ) -> None:
         self._folder = root / "containers"
         self._images = images
         self._views = views
         self._forget_image = forget_image
+        self._unpacker = unpacker or Unpacker()
         self._guard = threading.Lock()
         # Held while a layer notes the image it carries, and while an image
         # that no layer has noted is dropped.
@@ -208,7 +211,7 @@ class LayerStore:
                 raise
             index = None
             try:
-                size = unpack(folder.applying, read, lowest=not record.parents)
+                size = self._unpacker.unpack(folder.applying, read, lowest=not record.parents)
                 if not record.parents:
                     index = self._images.install(folder.applying)
                 self._carry(folder, replace(record, index=index))

@@ -65,7 +65,8 @@ def upper_items(upper: Path) -> Iterator[Item]:
         name, source = pending.pop()
         try:
             status = os.lstat(source)
-            children = sorted(os.listdir(source), reverse=True) if stat.S_ISDIR(status.st_mode) else []
+            is_directory = stat.S_ISDIR(status.st_mode)
+            children = sorted(os.listdir(source), reverse=True) if is_directory else []
         except FileNotFoundError:
             continue
         if is_whiteout(status):
@@ -75,7 +76,7 @@ def upper_items(upper: Path) -> Iterator[Item]:
         if name:
             yield Item(name, source)
         prefix = name + b"/" if name else b""
-        if stat.S_ISDIR(status.st_mode) and is_opaque(source):
+        if is_directory and is_opaque(source):
             yield Item(prefix + OPAQUE, None)
         pending += [(prefix + child, source + b"/" + child) for child in children]
 

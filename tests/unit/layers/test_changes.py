@@ -213,7 +213,7 @@ def _work(tree: Path, chance: random.Random, steps: int) -> None:
         lambda path: path.hardlink_to(place()),
         lambda path: path.chmod(chance.choice((0o600, 0o755, 0o4711))),
         lambda path: os.chown(path, chance.randint(0, 3), 7, follow_symlinks=False),
-        lambda path: os.mkfifo(path),
+        os.mkfifo,
         device,
         lambda path: os.utime(path, (1, 1)),
     )
