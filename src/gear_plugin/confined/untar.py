@@ -44,6 +44,7 @@ from gear_plugin.image import Kind, Member, TarReader
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _TARS_OWN = (b"trusted.", b"user.", b"system.posix_acl_")
 _CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(_CHUNK_BYTES)
 _NO_OWNER = 2**32 - 1
 _MAX_MAJOR, _MAX_MINOR = 0xFFF, 0xFFFFF
 
@@ -56,6 +57,8 @@ class Unpacker:
         self._lowest = lowest
         # The inode number tells whether that directory is still there at the end.
         self._directory_times: dict[bytes, tuple[int, int]] = {}
+        # The parent of the last member, while nothing was removed since.
+        self._parent: bytes | None = None
         self.size_bytes = 0
         self.files = 0
         self._make: dict[Kind, Callable[[Member, bytes], None]] = {
@@ -89,7 +92,9 @@ class Unpacker:
         parent = b"/" + parent
         if WHITEOUT in member.name and self._means_nothing(parent, base):
             return
-        _make_parents(parent)
+        if parent != self._parent:
+            _make_parents(parent)
+            self._parent = parent
         if base == OPAQUE:
             _make_opaque(parent)
         elif base.startswith(WHITEOUT):
@@ -115,9 +120,12 @@ class Unpacker:
             _make_opaque(path)
 
     def _file(self, member: Member, path: bytes) -> None:
-        _remove(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        handle = os.open(path, flags, 0o600)
+        try:
+            handle = os.open(path, flags, 0o600)
+        except FileExistsError:
+            self._remove(path)
+            handle = os.open(path, flags, 0o600)
         try:
             left = member.size
             while left:
@@ -125,9 +133,7 @@ class Unpacker:
                 if not data:
                     raise ArchiveMalformed(f"the tar ends inside {member.name[:100]!r}")
                 left -= len(data)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(handle, view) :]
+                _write(handle, data)
             os.fchown(handle, *_owner(member))
             _set_xattrs(handle, member)
             os.fchmod(handle, member.mode)
@@ -140,7 +146,7 @@ class Unpacker:
     def _directory(self, member: Member, path: bytes) -> None:
         own = _status(path)
         if own is None or not stat.S_ISDIR(own.st_mode):
-            _remove(path)
+            self._remove(path)
             os.mkdir(path)
             if own is not None and not self._lowest:
                 # What it replaces had hidden all that lower layers have here.
@@ -153,7 +159,7 @@ class Unpacker:
         self._directory_times[path] = os.lstat(path).st_ino, member.applied_mtime_ns
 
     def _symlink(self, member: Member, path: bytes) -> None:
-        _remove(path)
+        self._remove(path)
         os.symlink(member.link, path)
         os.lchown(path, *_owner(member))
         _set_xattrs(path, member)
@@ -162,7 +168,7 @@ class Unpacker:
     def _hardlink(self, member: Member, path: bytes) -> None:
         target = b"/" + member.link.lstrip(b"/")
         if target != path:
-            _remove(path)
+            self._remove(path)
         own = _status(target)
         if own is None or is_whiteout(own):
             raise ArchiveMalformed(
@@ -184,7 +190,7 @@ class Unpacker:
     def _device(self, member: Member, path: bytes) -> None:
         if member.major > _MAX_MAJOR or member.minor > _MAX_MINOR:
             raise Unsupported(f"no such device in Linux: {member.major}:{member.minor}")
-        _remove(path)
+        self._remove(path)
         if self._lowest and member.kind is Kind.CHAR and not (member.major or member.minor):
             return  # overlayfs's own whiteout
         kind = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK}.get(member.kind, stat.S_IFIFO)
@@ -193,6 +199,25 @@ class Unpacker:
         _set_xattrs(path, member)
         os.chmod(path, member.mode)
         os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
+
+    def _remove(self, path: bytes) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            remove_tree(path)
+        self._parent = None
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Write all of *data*; a whole chunk of zeros becomes a hole, as it probably was one."""
+    if data == _ZEROS:
+        os.ftruncate(handle, os.lseek(handle, len(data), os.SEEK_CUR))
+        return
+    written = os.write(handle, data)
+    while written < len(data):
+        written += os.write(handle, memoryview(data)[written:])
 
 
 def _owner(member: Member) -> tuple[int, int]:
@@ -237,15 +262,6 @@ def _status(path: bytes) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return None
         raise
-
-
-def _remove(path: bytes) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except IsADirectoryError:
-        remove_tree(path)
 
 
 def _make_parents(directory: bytes) -> None:
