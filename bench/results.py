@@ -46,6 +46,11 @@ MEASURES = {
         Measure("index_bytes_per_file", "B", "index, bytes a file"),
         Measure("load_s", "s", "docker load"),
         Measure("apply_s", "s", "apply of the index"),
+        Measure("commit_s", "s", "docker commit, 10,000 new files"),
+        Measure("image_build_s", "s", "docker build, 20 steps"),
+        Measure("run_many_s", "s", "100 x docker run, in a row"),
+        Measure("run_parallel_s", "s", "20 x docker run, at once"),
+        Measure("rm_s", "s", "docker rm of 50"),
     )
 }
 
