@@ -118,7 +118,8 @@ class Bench:
 
     def _measure(self, link: Link, nodes: Sequence[System]) -> None:
         chosen = self._chosen
-        rounds = Rounds(link, self._network, self._supply.registry, self.results)
+        supply = self._supply
+        rounds = Rounds(link, self._network, supply.registry, supply.store, self.results)
         for image in chosen.images:
             able = self._cold(rounds, link, nodes, image)
             if "warm" in chosen.parts:

@@ -53,7 +53,7 @@ def local_client(config: Config) -> LocalClient:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.content import Cache, DirectoryStore, Fetcher
+    from gear_plugin.content import Cache, DirectoryProfiles, DirectoryStore, Fetcher, Starts
 
     images = NodeImages(config.root)
     cache = Cache(
@@ -76,7 +76,11 @@ def local_server(config: Config) -> LocalServer:
     def objects_of(image: Digest) -> Iterator[Digest]:
         return (digest for digest, _ in images.objects(image.hex) or ())
 
-    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of)
+    starts = None
+    if config.start_profiles:
+        profiles = DirectoryProfiles(Path(config.store))
+        starts = Starts(fetcher, profiles, images.object_size)
+    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts)
 
 
 def lazy_tree(config: Config) -> LazyTree:
