@@ -59,46 +59,53 @@ class _Comparison:
     One walk over pairs of directories, without recursion: trees may be deep.
 
     *upper_only*: the new tree is an upper directory; what it does not name is
-    as it was, but below an opaque directory.
+    as it was, but not in an opaque directory, nor anywhere below one.
     """
 
     def __init__(self, *, upper_only: bool) -> None:
         self._upper_only = upper_only
         self._found: dict[bytes, ChangeKind] = {}
-        self._pending: list[tuple[bytes, bytes | None, bytes]] = []
+        self._pending: list[tuple[bytes, bytes | None, bytes, bool]] = []
 
     def run(self, old: bytes | None, new: bytes) -> list[Change]:
-        self._pending = [(b"", old, new)]
+        self._pending = [(b"", old, new, not self._upper_only)]
         while self._pending:
             self._directory(*self._pending.pop())
         return [Change(path, self._found[path]) for path in sorted(self._found)]
 
-    def _directory(self, name: bytes, old: bytes | None, new: bytes) -> None:
-        """Compare the children of *new* with those of *old* (None: there was no directory)."""
+    def _directory(self, name: bytes, old: bytes | None, new: bytes, is_whole: bool) -> None:
+        """
+        Compare the children of *new* with those of *old* (None: there was no directory).
+
+        *is_whole*: nothing is in *new* but what it names.
+        """
         present = _names(new)
-        if old is not None and (not self._upper_only or is_opaque(new)):
+        is_whole = is_whole or is_opaque(new)
+        if old is not None and is_whole:
             for gone in set(_names(old)).difference(present):
                 self._note(name + b"/" + gone, ChangeKind.DELETE)
         for child in present:
-            before = None if old is None else old + b"/" + child
-            self._entry(name + b"/" + child, before, new + b"/" + child)
+            path, inner = name + b"/" + child, new + b"/" + child
+            outer = None if old is None else old + b"/" + child
+            if self._entry(path, outer, inner):
+                was_directory = outer is not None and _is_directory(outer)
+                self._pending.append((path, outer if was_directory else None, inner, is_whole))
 
-    def _entry(self, path: bytes, outer: bytes | None, inner: bytes) -> None:
+    def _entry(self, path: bytes, outer: bytes | None, inner: bytes) -> bool:
+        """Compare one child; whether it is a directory, to be looked into."""
         after = _status(inner)
         if after is None:
-            return  # a running container has removed it meanwhile
+            return False  # a running container has removed it meanwhile
         before = None if outer is None else _status(outer)
         if self._upper_only and is_whiteout(after):
             if before is not None:
                 self._note(path, ChangeKind.DELETE)
-            return
+            return False
         if before is None or outer is None:
             self._note(path, ChangeKind.ADD)
         elif _is_modified(before, outer, after, inner):
             self._note(path, ChangeKind.MODIFY)
-        if stat.S_ISDIR(after.st_mode):
-            was_directory = before is not None and stat.S_ISDIR(before.st_mode)
-            self._pending.append((path, outer if was_directory else None, inner))
+        return stat.S_ISDIR(after.st_mode)
 
     def _note(self, path: bytes, kind: ChangeKind) -> None:
         """Note a change, and that the directories above it were modified by it."""
@@ -112,6 +119,11 @@ def _status(path: bytes) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _is_directory(path: bytes) -> bool:
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def _names(directory: bytes) -> list[bytes]:

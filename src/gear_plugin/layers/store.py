@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import tempfile
 import threading
@@ -239,7 +240,7 @@ class LayerStore:
         """
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            return tarout.stream(tarout.upper_items(self._layer(layer).upper))
+            return self._upper_diff(self._layer(layer).upper, parent)
         return self._compared_diff(layer, parent)
 
     def changes(self, layer: str, parent: str) -> list[diffs.Change]:
@@ -343,6 +344,18 @@ class LayerStore:
             yield path
         finally:
             self.put(layer)
+
+    def _upper_diff(self, upper: Path, parent: str) -> Iterator[bytes]:
+        with contextlib.ExitStack() as stack:
+            below: list[bytes] = []
+
+            def is_below(name: bytes) -> bool:
+                # Mounted for the first directory that asks: most changes have none.
+                if not below:
+                    below.append(os.fsencode(stack.enter_context(self._using(parent))) + b"/")
+                return os.path.lexists(below[0] + name)
+
+            yield from tarout.stream(tarout.upper_items(upper, is_below))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:

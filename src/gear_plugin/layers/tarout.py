@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,20 @@ _SHOWN_XATTRS = ("security.capability", "user.", "system.posix_acl_")
 """What a layer carries; labels such as security.selinux belong to the host."""
 
 
+_REVISION_AT, _ROOT_ID_AT = 3, 20
+"""In `security.capability` (linux/capability.h, struct vfs_ns_cap_data)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One path of the stream: `source` to read it from, or None for a whiteout."""
+    """
+    One path of the stream: `source` to read it from, or None for a whiteout;
+    `hides`: a directory that hides what lower layers have in it.
+    """
 
     path: bytes
     source: bytes | None
+    hides: bool = False
 
 
 def stream(items: Iterable[Item]) -> Iterator[bytes]:
@@ -57,8 +65,14 @@ def stream(items: Iterable[Item]) -> Iterator[bytes]:
     yield b"".join((*held, bytes(2 * TAR_BLOCK)))
 
 
-def upper_items(upper: Path) -> Iterator[Item]:
-    """Every change that the overlay upper directory *upper* holds, sorted by path."""
+def upper_items(upper: Path, is_below: Callable[[bytes], bool]) -> Iterator[Item]:
+    """
+    Every change that the overlay upper directory *upper* holds.
+
+    *is_below* tells whether the tree below has something at a path: overlayfs
+    with `xino=on` marks every new directory as opaque, also where there is
+    nothing to hide.
+    """
     root = os.fsencode(upper)
     pending: list[tuple[bytes, bytes]] = [(b"", root)]
     while pending:
@@ -74,41 +88,52 @@ def upper_items(upper: Path) -> Iterator[Item]:
             yield Item(parent + slash + WHITEOUT + base, None)
             continue
         if name:
-            yield Item(name, source)
+            hides = is_directory and is_opaque(source) and is_below(name)
+            yield Item(name, source, hides)
         prefix = name + b"/" if name else b""
-        if is_directory and is_opaque(source):
-            yield Item(prefix + OPAQUE, None)
         pending += [(prefix + child, source + b"/" + child) for child in children]
 
 
 def _entry(item: Item, first_names: dict[tuple[int, int], bytes]) -> Iterator[bytes]:
     name, source = item.path, item.source
     if source is None:
-        yield tar_header(name, Kind.FILE)
+        yield tar_header(name, Kind.FILE, 0o600)
         return
     status = os.lstat(source)
     mode = status.st_mode
     common = (stat.S_IMODE(mode), status.st_uid, status.st_gid)
     when = status.st_mtime_ns // _NS * _NS
     xattrs = _xattrs(source)
+    is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+    device = (os.major(status.st_rdev), os.minor(status.st_rdev)) if is_device else (0, 0)
     if not stat.S_ISDIR(mode) and not stat.S_ISSOCK(mode) and status.st_nlink > 1:
         first = first_names.setdefault((status.st_dev, status.st_ino), name)
         if first != name:
             # A reader gives what the header says to the file that both names share.
-            yield tar_header(name, Kind.HARDLINK, *common, mtime_ns=when, link=first, xattrs=xattrs)
+            yield tar_header(
+                name,
+                Kind.HARDLINK,
+                *common,
+                mtime_ns=when,
+                link=first,
+                xattrs=xattrs,
+                device=device,
+            )
             return
     if stat.S_ISREG(mode):
         yield from _file(name, source, common, xattrs)
     elif stat.S_ISDIR(mode):
         yield tar_header(name + b"/", Kind.DIR, *common, mtime_ns=when, xattrs=xattrs)
+        if item.hides:
+            owner = (status.st_uid, status.st_gid)
+            yield tar_header(name + b"/" + OPAQUE, Kind.FILE, mode & 0o777, *owner)
     elif stat.S_ISLNK(mode):
         link = os.readlink(source)
         yield tar_header(name, Kind.SYMLINK, *common, mtime_ns=when, link=link, xattrs=xattrs)
     elif stat.S_ISFIFO(mode):
         yield tar_header(name, Kind.FIFO, *common, mtime_ns=when, xattrs=xattrs)
-    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+    elif is_device:
         kind = Kind.CHAR if stat.S_ISCHR(mode) else Kind.BLOCK
-        device = (os.major(status.st_rdev), os.minor(status.st_rdev))
         yield tar_header(name, kind, *common, mtime_ns=when, xattrs=xattrs, device=device)
 
 
@@ -138,4 +163,9 @@ def _xattrs(path: bytes) -> dict[bytes, bytes]:
         for name in sorted(names)
         if name.startswith(_SHOWN_XATTRS)
     }
+    capability = found.get(b"security.capability", b"")
+    if len(capability) > _ROOT_ID_AT and capability[_REVISION_AT] == 3:
+        # The root of a user namespace means nothing in another container; so does moby.
+        capability = capability[:_REVISION_AT] + b"\2" + capability[_REVISION_AT + 1 : _ROOT_ID_AT]
+        found[b"security.capability"] = capability
     return {name: value for name, value in found.items() if value}
