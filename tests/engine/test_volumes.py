@@ -289,7 +289,7 @@ def test_a_killed_plugin_takes_no_volume_along(
     assert not mounted(host, volume)
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.full)])
 def test_volumes_survive_the_engine(
     host: Node, pushed: dict[str, str], volume: str, how: str
 ) -> None:

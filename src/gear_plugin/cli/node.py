@@ -21,9 +21,11 @@ from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
 from gear_plugin.layers import (
+    Checker,
     ImageKeepers,
     LayerStore,
     NodeImages,
+    Unpacker,
     VolumeImages,
     VolumeStore,
     images_in_use,
@@ -66,7 +68,7 @@ def local_client(config: Config) -> LocalClient:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.content import Cache, DirectoryStore, Fetcher
+    from gear_plugin.content import Cache, DirectoryProfiles, DirectoryStore, Fetcher, Starts
 
     images = NodeImages(config.root)
     cache = Cache(
@@ -89,7 +91,11 @@ def local_server(config: Config) -> LocalServer:
     def objects_of(image: Digest) -> Iterator[Digest]:
         return (digest for digest, _ in images.objects(image.hex) or ())
 
-    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of)
+    starts = None
+    if config.start_profiles:
+        profiles = DirectoryProfiles(Path(config.store))
+        starts = Starts(fetcher, profiles, images.object_size)
+    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts)
 
 
 def lazy_tree(config: Config) -> LazyTree:
@@ -201,7 +207,8 @@ class _Node:
 
     def _make(self, plan: Plan) -> _Stores:
         config = self._config
-        client, images = local_client(config), NodeImages(config.root)
+        client = local_client(config)
+        images = NodeImages(config.root, checker=Checker(ahead=True))
         images.remove_half_made()
         views = Views(
             config.run,
@@ -221,7 +228,7 @@ class _Node:
 
         shows = VolumeImages(config.root, images, views, keepers, take_in)
         return _Stores(
-            LayerStore(config.root, images, views, keepers),
+            LayerStore(config.root, images, views, keepers, unpacker=Unpacker(ahead=True)),
             VolumeStore(config.root, shows, keepers),
             plan,
         )

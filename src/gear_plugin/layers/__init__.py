@@ -3,8 +3,9 @@ What a container engine calls a layer: made, mounted, filled from a tar and
 read back as one; and what it calls a volume.
 """
 
+from gear_plugin.layers.apply import Unpacker
 from gear_plugin.layers.changes import Change, ChangeKind
-from gear_plugin.layers.checker import check_layer
+from gear_plugin.layers.checker import Checker, check_layer
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import images_in_use, mounted_images
 from gear_plugin.layers.installed import (
@@ -25,12 +26,14 @@ __all__ = [
     "Cached",
     "Change",
     "ChangeKind",
+    "Checker",
     "ImageKeepers",
     "InstalledImage",
     "LayerStore",
     "NodeImages",
     "Showing",
     "Shown",
+    "Unpacker",
     "Volume",
     "VolumeImages",
     "VolumeRecord",

@@ -16,6 +16,7 @@ other, operations on different layers do not.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import threading
 from collections import defaultdict
@@ -30,7 +31,7 @@ from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
-from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.apply import ReadChunk, Unpacker, drain
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.keepers import ImageKeepers, ImageViews
@@ -68,12 +69,14 @@ class LayerStore:
         views: ImageViews,
         keepers: ImageKeepers,
         *,
+        unpacker: Unpacker | None = None,
         release_s: float = 5.0,
     ) -> None:
         self._folder = root / CONTAINERS
         self._images = images
         self._views = views
         self._keepers = keepers
+        self._unpacker = unpacker or Unpacker()
         self._release_s = release_s
         self._daemon = 0
         self._guard = threading.Lock()
@@ -221,7 +224,7 @@ class LayerStore:
                 raise
             index = None
             try:
-                size = unpack(folder.applying, read, lowest=not record.parents)
+                size = self._unpacker.unpack(folder.applying, read, lowest=not record.parents)
                 if not record.parents:
                     index = self._images.install(folder.applying)
                 self._carry(folder, replace(record, index=index))
@@ -249,7 +252,7 @@ class LayerStore:
         """
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            return tarout.stream(tarout.upper_items(self._layer(layer).upper))
+            return self._upper_diff(self._layer(layer).upper, parent)
         return self._compared_diff(layer, parent)
 
     def changes(self, layer: str, parent: str) -> list[diffs.Change]:
@@ -265,8 +268,7 @@ class LayerStore:
         """The bytes of the regular files in `changes`."""
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            upper = self._layer(layer).upper
-            return diffs.size_of(diffs.compare(None, upper), upper)
+            return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
             return diffs.size_of(diffs.compare(below, tree), tree)
 
@@ -385,6 +387,18 @@ class LayerStore:
                 # Under another daemon this one is not counted any more.
                 if held.daemon == daemon:
                     self._put(held, self._layer(layer))
+
+    def _upper_diff(self, upper: Path, parent: str) -> Iterator[bytes]:
+        with contextlib.ExitStack() as stack:
+            below: list[bytes] = []
+
+            def is_below(name: bytes) -> bool:
+                # Mounted for the first directory that asks: most changes have none.
+                if not below:
+                    below.append(os.fsencode(stack.enter_context(self._using(parent))) + b"/")
+                return os.path.lexists(below[0] + name)
+
+            yield from tarout.stream(tarout.upper_items(upper, is_below))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:

@@ -4,8 +4,8 @@ A volume's own folder, `volumes/<name>/`, and the files in it that say what it i
     volume.json  what the volume is; written before the folder gets its name, so a
                  folder that exists is a volume
     gone.json    what it was, while it is being removed
-    users/       of an image's volume: an empty file for each who has mounted it, `<boot id>.<user>`: neither
-                 making nor removing one needs a block of a full disk
+    users/       who has mounted an image: an empty file for each, `<boot id>.<user>`;
+                 neither making nor removing one needs a block of a full disk
     data/        what an ordinary volume holds
     upper/       what an image's volume adds to the image; empty if it is read-only
     work/        overlayfs's own
@@ -103,9 +103,8 @@ class VolumeFolder:
 
     def make(self, *, shows_image: bool) -> None:
         """Make its folders, but for `upper`."""
-        for path in (
-            (self._users, self.work, self.whole, self.merged) if shows_image else [self.data]
-        ):
+        image = (self._users, self.work, self.whole, self.merged)
+        for path in image if shows_image else (self.data,):
             path.mkdir()
             path.chmod(0o755)
 
