@@ -144,7 +144,8 @@ def _checker(folder: Path) -> Checker:
     table, answer = _checked()
     (folder / "table").write_bytes(table)
     (folder / "answer").write_text(answer)
-    script = 'cp "$0/table" "$2" && cat "$0/answer"'
+    # Its arguments are a JSON list on one line: layer, table, limits.
+    script = """IFS='"' read -r _ _ _ table _; cp "$0/table" "$table" && cat "$0/answer\""""
     return Checker(command=("sh", "-c", script, str(folder)))
 
 
