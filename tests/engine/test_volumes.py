@@ -92,6 +92,16 @@ def mounted(node: Node, name: str) -> bool:
     return any(line.split()[4] == point for line in lines)
 
 
+def have_plugin(node: Node) -> None:
+    """
+    Enable the plugin if dockerd has given it up: at its own start it waits 12 s
+    for the socket, which a busy machine may need longer to bring about.
+    """
+    enabled = ("plugin", "inspect", "gear", "-f", "{{.Enabled}}")
+    if node.engine.docker(*enabled).stdout.strip() != "true":
+        node.engine.docker("plugin", "enable", "gear")
+
+
 def call(node: Node, name: str, **message: str) -> tuple[int, dict[str, object]]:
     """One call of the plugin, as docker makes it."""
     connection = http.client.HTTPConnection("plugin")
@@ -307,6 +317,7 @@ def test_volumes_survive_the_engine(
             host.engine.start_again("overlay2")
         else:
             host.engine.restart("overlay2")
+        have_plugin(host)
     assert sh(host, mounts[0], f"cat /v/new; head -c 3 /v/{JSON}", "-v", mounts[1]) == 'x\nr""'
     assert sh(host, mounts[1], "cat /p/new") == "y\n"
     wait_until(lambda: not mounted(host, volume), what="unmounting")
