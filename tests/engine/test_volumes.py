@@ -37,7 +37,7 @@ def host(plugin_ref: str, registry: Registry, gear: Gear, pushed: dict[str, str]
     engine.remove()  # what a crashed predecessor left
     try:
         engine.start("overlay2")
-        install(engine, plugin_ref, gear.store)
+        install(engine, plugin_ref, gear.store, "start_profiles=false")
         engine.docker("tag", images.ensure(engine, "tiny"), "tiny:1")
         yield Node(engine, gear.store)
     finally:
