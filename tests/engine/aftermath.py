@@ -25,11 +25,18 @@ class Aftermath:
         return {entry.name for entry in folder.iterdir() if entry.name != ".empty"}
 
     def known(self) -> set[str]:
-        """The layers that dockerd has noted: of images, and of containers with their `-init`."""
-        base = self.node.engine.data_root / "image/gear/layerdb"
-        files = [*base.glob("sha256/*/cache-id"), *base.glob("mounts/*/mount-id")]
-        files += base.glob("mounts/*/init-id")
-        return {file.read_text().strip() for file in files}
+        """
+        The layers that dockerd has noted and will remove some day: of images, and
+        of containers with their `-init`.  A build that was broken off leaves
+        notes of a container that there never was.
+        """
+        data = self.node.engine.data_root
+        base = data / "image/gear/layerdb"
+        files = list(base.glob("sha256/*/cache-id"))
+        for folder in base.glob("mounts/*"):
+            if (data / "containers" / folder.name).exists():
+                files += [folder / "mount-id", folder / "init-id"]
+        return {file.read_text().strip() for file in files if file.exists()}
 
     def orphans(self) -> set[str]:
         """Layers that dockerd never noted, and so will never remove."""

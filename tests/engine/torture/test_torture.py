@@ -22,7 +22,7 @@ from tests.engine.world import Gear, Node, install
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
-SHORT = Plan(lifecycles=24, applies=6, pulls=3, parallel=6, pause_s=6, limit_s=60)
+SHORT = Plan(lifecycles=14, applies=4, pulls=2, parallel=4, pause_s=8, limit_s=40)
 LONG = Plan(lifecycles=500, applies=50, pulls=30, parallel=20, pause_s=12, limit_s=5400)
 
 

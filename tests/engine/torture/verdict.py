@@ -153,7 +153,7 @@ class Verdict:
             f"  done:        {done}",
             f"  broken off and repeated: {broken or 'nothing'}",
             f"  findings:    {len(found) or 'none'}",
-            *(f"    - {line}" for line in found[:40]),
+            *(f"    - {line[:600]}" for line in found[:40]),
         ]
         return "\n".join(lines)
 

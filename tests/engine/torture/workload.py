@@ -150,7 +150,7 @@ class Worker:
 
     def _gone(self, name: str) -> str:
         said = self._docker("rm", "-f", name, check=False, errors=True)
-        if said and "No such container" not in said:
+        if "rror" in said and "No such container" not in said:
             raise CallFailed(said)
         return said
 
@@ -163,7 +163,7 @@ class Worker:
         way = self._chance.choice((self._import, self._build, self._load))
         way(ref, content)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-        with_shell = way is not self._import
+        with_shell = way != self._import
         if with_shell:
             text = "".join(f"{digest}  /new/{name}\n" for name, digest in sums.items())
             self._step("run --rm", lambda: self._verified(ref, text))
@@ -233,6 +233,8 @@ class Worker:
             try:
                 return call()
             except CallFailed as error:
+                if any(word in str(error) for word in _WRONG):
+                    raise Unexplained(f"{self._prefix}: {what}: {error}") from error
                 if not self._killers.near(started):
                     raise Unexplained(f"{self._prefix}: {what}: {error}") from error
                 if time.monotonic() - begun > STEP_S:
@@ -269,6 +271,8 @@ class Unexplained(Exception):
     """A call failed, and no kill says why."""
 
 
+_WRONG = ("unable to start container process", "sha256sum: ")
+"""What is never allowed: a container without its files, or with others."""
 _CHANGED = ("/errors", "/rounds", "/token", "/")
 
 
