@@ -1,7 +1,8 @@
 """
 The torture test: a minute of it in `make test`, all of it as `make torture`.
 
-`TORTURE_SEED=N` repeats a run as far as that is possible.
+`TORTURE_SEED=N` repeats a run as far as that is possible; `TORTURE_SECONDS=N` is
+when no new work is begun any more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -60,7 +62,8 @@ def test_nothing_breaks_whatever_is_killed(
     No wrong byte, no cached file that fails, no hang, no leak.
     """
     seed = int(os.environ.get("TORTURE_SEED") or random.SystemRandom().randrange(1 << 32))
+    limit_s = float(os.environ.get("TORTURE_SECONDS") or plan.limit_s)
     images.warm(node)
-    report, is_fine = torture(node, images, extra, plan, seed)
+    report, is_fine = torture(node, images, extra, replace(plan, limit_s=limit_s), seed)
     print(report)
     assert is_fine, report
