@@ -10,7 +10,18 @@ from pathlib import Path
 
 from tests.engine.world import Node
 
-PARTS = ("graphdriver", "run-api", "client", "run-fuse")
+WHOLE = {
+    "graphdriver": 1,
+    "run-api": 2,
+    "client": 1,
+    "run-fuse": 1,
+    "gear_plugin.confined.untar": 1,
+    "gear_plugin.confined.check": 1,
+}
+"""
+The processes of a plugin at rest.  The driver is gunicorn's master and its one
+worker; the last two wait for a layer to unpack, and an index to check.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Aftermath:
                 except OSError:
                     continue
                 if own in group and words != [""]:
-                    found[next((part for part in PARTS if part in words), " ".join(words))] += 1
+                    found[next((part for part in WHOLE if part in words), " ".join(words))] += 1
         return dict(found)
 
 

@@ -16,6 +16,7 @@ other, operations on different layers do not.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import threading
 import time
@@ -31,7 +32,7 @@ from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
-from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.apply import ReadChunk, Unpacker, drain
 from gear_plugin.layers.carried import CarriedImages, ImageViews
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
@@ -71,6 +72,7 @@ class LayerStore:
         forget_image: Callable[[str], None],
         *,
         release_s: float = 5.0,
+        unpacker: Unpacker | None = None,
     ) -> None:
         self._folder = root / "containers"
         self._images = images
@@ -78,6 +80,7 @@ class LayerStore:
         self._carried = CarriedImages(self._folder, images, views, forget_image)
         self._release_s = release_s
         self._daemon = 0
+        self._unpacker = unpacker or Unpacker()
         self._guard = threading.Lock()
         self._held: dict[str, _Held] = defaultdict(
             lambda: _Held(threading.RLock(), daemon=self._daemon)
@@ -94,11 +97,12 @@ class LayerStore:
         with self._guard:
             self._daemon += 1
             known = list(self._held)
-        for name in sorted({*known, *self._mounted()}):
+        mounted = self._mounted()
+        for name in sorted({*known, *mounted}):
             folder = LayerFolder(self._folder / name)
             with self._locked(name) as held:
                 held.daemon = self._daemon
-                held.count = 1 if is_mount(folder.merged) else 0
+                held.count = 1 if name in mounted and is_mount(folder.merged) else 0
                 if held.count:
                     holding.note(folder, held.count)
 
@@ -223,7 +227,7 @@ class LayerStore:
                 raise
             index = None
             try:
-                size = unpack(folder.applying, read, lowest=not record.parents)
+                size = self._unpacker.unpack(folder.applying, read, lowest=not record.parents)
                 if not record.parents:
                     index = self._images.install(folder.applying)
                 self._carried.carry(folder, replace(record, index=index))
@@ -251,7 +255,7 @@ class LayerStore:
         """
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            return tarout.stream(tarout.upper_items(self._layer(layer).upper))
+            return self._upper_diff(self._layer(layer).upper, parent)
         return self._compared_diff(layer, parent)
 
     def changes(self, layer: str, parent: str) -> list[diffs.Change]:
@@ -267,8 +271,7 @@ class LayerStore:
         """The bytes of the regular files in `changes`."""
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            upper = self._layer(layer).upper
-            return diffs.size_of(diffs.compare(None, upper), upper)
+            return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
             return diffs.size_of(diffs.compare(below, tree), tree)
 
@@ -391,6 +394,18 @@ class LayerStore:
                 # Under another daemon this one is not counted any more.
                 if held.daemon == daemon:
                     self._put(held, self._layer(layer))
+
+    def _upper_diff(self, upper: Path, parent: str) -> Iterator[bytes]:
+        with contextlib.ExitStack() as stack:
+            below: list[bytes] = []
+
+            def is_below(name: bytes) -> bool:
+                # Mounted for the first directory that asks: most changes have none.
+                if not below:
+                    below.append(os.fsencode(stack.enter_context(self._using(parent))) + b"/")
+                return os.path.lexists(below[0] + name)
+
+            yield from tarout.stream(tarout.upper_items(upper, is_below))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:
