@@ -38,15 +38,14 @@ class Aftermath:
     def known(self) -> set[str]:
         """
         The layers that dockerd has noted and will remove some day: of images, and
-        of containers with their `-init`.  A build that was broken off leaves
-        notes of a container that there never was.
+        of containers with their `-init`.  A build or a removal that was broken off
+        leaves notes of a container that there is not.
         """
-        data = self.node.engine.data_root
-        base = data / "image/gear/layerdb"
-        files = list(base.glob("sha256/*/cache-id"))
-        for folder in base.glob("mounts/*"):
-            if (data / "containers" / folder.name).exists():
-                files += [folder / "mount-id", folder / "init-id"]
+        base = self.node.engine.data_root / "image/gear/layerdb"
+        # `<chain id>-<random>-removing`: dockerd goes on with it at its next start.
+        files = [f for f in base.glob("sha256/*/cache-id") if f.parent.name.isalnum()]
+        for container in self.node.engine.docker("ps", "-aq", "--no-trunc").stdout.split():
+            files += [base / "mounts" / container / name for name in ("mount-id", "init-id")]
         return {file.read_text().strip() for file in files if file.exists()}
 
     def orphans(self) -> set[str]:

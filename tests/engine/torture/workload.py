@@ -102,7 +102,8 @@ class Worker:
             self._step("exec late", lambda: self._docker("exec", name, *_check("/late.sums")))
         if self._chance.random() < 0.3:
             self._restarted.add(name)
-            self._step("restart", lambda: self._docker("restart", "-t", "0", name))
+            if not self._restart(name):
+                return
             self._exec(name)
         self._look_at_errors(name)
         if self._chance.random() < 0.5:
@@ -114,6 +115,16 @@ class Worker:
         self._docker("rm", "-f", name, check=False)  # of a run that was broken off
         words = ("run", "-d", "--name", name, "--label", LABEL, "--network", "none", ref)
         return self._docker(*words, "sh", "-c", _WATCH)
+
+    def _restart(self, name: str) -> bool:
+        """Restart it; whether it is still there, and not lost to dockerd itself."""
+        try:
+            self._step("restart", lambda: self._docker("restart", "-t", "0", name))
+        except LostByDocker:
+            self._findings.count("containers that dockerd lost")
+            self._step("rm", lambda: self._gone(name))
+            return False
+        return True
 
     def _exec(self, name: str) -> None:
         token = f"{self._chance.random()}"
@@ -235,6 +246,8 @@ class Worker:
             except CallFailed as error:
                 if any(word in str(error) for word in _WRONG):
                     raise Unexplained(f"{self._prefix}: {what}: {error}") from error
+                if what == "restart" and any(word in str(error) for word in _DOCKERS_OWN):
+                    raise LostByDocker from error
                 if not self._killers.near(started):
                     raise Unexplained(f"{self._prefix}: {what}: {error}") from error
                 if time.monotonic() - begun > STEP_S:
@@ -267,12 +280,21 @@ class CallFailed(Exception):
     """docker refused, or was not there."""
 
 
+class LostByDocker(Exception):
+    """dockerd itself cannot do anything with the container any more."""
+
+
 class Unexplained(Exception):
     """A call failed, and no kill says why."""
 
 
-_WRONG = ("unable to start container process", "sha256sum: ")
+_WRONG = ("no such file or directory", "sha256sum: can't open", "FAILED")
 """What is never allowed: a container without its files, or with others."""
+_DOCKERS_OWN = ("already exists", "id already in use", "No such container")
+"""
+What a dockerd that was killed in the middle of a restart never recovers from, on
+any storage driver: its containerd still has a task that it does not know.
+"""
 _CHANGED = ("/errors", "/rounds", "/token", "/")
 
 
