@@ -10,7 +10,18 @@ from pathlib import Path
 
 from tests.engine.world import Node
 
-PARTS = ("graphdriver", "run-api", "client", "run-fuse")
+WHOLE = {
+    "graphdriver": 1,
+    "run-api": 2,
+    "client": 1,
+    "run-fuse": 1,
+    "gear_plugin.confined.untar": 1,
+    "gear_plugin.confined.check": 1,
+}
+"""
+The processes of a plugin at rest.  The driver is gunicorn's master and its one
+worker; the last two wait for a layer to unpack, and an index to check.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,11 +36,17 @@ class Aftermath:
         return {entry.name for entry in folder.iterdir() if entry.name != ".empty"}
 
     def known(self) -> set[str]:
-        """The layers that dockerd has noted: of images, and of containers with their `-init`."""
+        """
+        The layers that dockerd has noted and will remove some day: of images, and
+        of containers with their `-init`.  A build or a removal that was broken off
+        leaves notes of a container that there is not.
+        """
         base = self.node.engine.data_root / "image/gear/layerdb"
-        files = [*base.glob("sha256/*/cache-id"), *base.glob("mounts/*/mount-id")]
-        files += base.glob("mounts/*/init-id")
-        return {file.read_text().strip() for file in files}
+        # `<chain id>-<random>-removing`: dockerd goes on with it at its next start.
+        files = [f for f in base.glob("sha256/*/cache-id") if f.parent.name.isalnum()]
+        for container in self.node.engine.docker("ps", "-aq", "--no-trunc").stdout.split():
+            files += [base / "mounts" / container / name for name in ("mount-id", "init-id")]
+        return {file.read_text().strip() for file in files if file.exists()}
 
     def orphans(self) -> set[str]:
         """Layers that dockerd never noted, and so will never remove."""
@@ -74,7 +91,7 @@ class Aftermath:
                 except OSError:
                     continue
                 if own in group and words != [""]:
-                    found[next((part for part in PARTS if part in words), " ".join(words))] += 1
+                    found[next((part for part in WHOLE if part in words), " ".join(words))] += 1
         return dict(found)
 
 

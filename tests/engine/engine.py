@@ -174,7 +174,8 @@ class Engine:
     def cleanup_predecessor(self) -> None:
         """End what an earlier engine in this folder left: processes, mounts."""
         for process in self._leftovers():
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         for point in self._mounts():
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         (self.workdir / "pid").unlink(missing_ok=True)

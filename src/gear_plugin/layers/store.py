@@ -95,11 +95,12 @@ class LayerStore:
         with self._guard:
             self._daemon += 1
             known = list(self._held)
-        for name in sorted({*known, *self._mounted()}):
+        mounted = self._mounted()
+        for name in sorted({*known, *mounted}):
             folder = LayerFolder(self._folder / name)
             with self._locked(name) as held:
                 held.daemon = self._daemon
-                held.count = 1 if is_mount(folder.merged) else 0
+                held.count = 1 if name in mounted and is_mount(folder.merged) else 0
                 if held.count:
                     holding.note(folder, held.count)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.engine.aftermath import Aftermath
+from tests.engine.conftest import WORK
 from tests.engine.small_images import SmallImages
 from tests.engine.torture.killers import Killers
 from tests.engine.torture.verdict import Verdict
@@ -100,4 +101,6 @@ def torture(
             findings.add(f"verdict: {type(error).__name__}: {error}")
     shutil.rmtree(scratch)
     found = bool(findings.lines or killers.failures)
+    if found:
+        shutil.copy(node.engine.workdir / "dockerd.log", WORK / f"torture-{seed}.log")
     return verdict.report(seed, time.monotonic() - begun), not found

@@ -102,7 +102,8 @@ class Worker:
             self._step("exec late", lambda: self._docker("exec", name, *_check("/late.sums")))
         if self._chance.random() < 0.3:
             self._restarted.add(name)
-            self._step("restart", lambda: self._docker("restart", "-t", "0", name))
+            if not self._restart(name):
+                return
             self._exec(name)
         self._look_at_errors(name)
         if self._chance.random() < 0.5:
@@ -114,6 +115,16 @@ class Worker:
         self._docker("rm", "-f", name, check=False)  # of a run that was broken off
         words = ("run", "-d", "--name", name, "--label", LABEL, "--network", "none", ref)
         return self._docker(*words, "sh", "-c", _WATCH)
+
+    def _restart(self, name: str) -> bool:
+        """Restart it; whether it is still there, and not lost to dockerd itself."""
+        try:
+            self._step("restart", lambda: self._docker("restart", "-t", "0", name))
+        except LostByDocker:
+            self._findings.count("containers that dockerd lost")
+            self._step("rm", lambda: self._gone(name))
+            return False
+        return True
 
     def _exec(self, name: str) -> None:
         token = f"{self._chance.random()}"
@@ -150,7 +161,7 @@ class Worker:
 
     def _gone(self, name: str) -> str:
         said = self._docker("rm", "-f", name, check=False, errors=True)
-        if said and "No such container" not in said:
+        if "rror" in said and "No such container" not in said:
             raise CallFailed(said)
         return said
 
@@ -163,7 +174,7 @@ class Worker:
         way = self._chance.choice((self._import, self._build, self._load))
         way(ref, content)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-        with_shell = way is not self._import
+        with_shell = way != self._import
         if with_shell:
             text = "".join(f"{digest}  /new/{name}\n" for name, digest in sums.items())
             self._step("run --rm", lambda: self._verified(ref, text))
@@ -233,6 +244,10 @@ class Worker:
             try:
                 return call()
             except CallFailed as error:
+                if any(word in str(error) for word in _WRONG):
+                    raise Unexplained(f"{self._prefix}: {what}: {error}") from error
+                if what == "restart" and any(word in str(error) for word in _DOCKERS_OWN):
+                    raise LostByDocker from error
                 if not self._killers.near(started):
                     raise Unexplained(f"{self._prefix}: {what}: {error}") from error
                 if time.monotonic() - begun > STEP_S:
@@ -265,10 +280,21 @@ class CallFailed(Exception):
     """docker refused, or was not there."""
 
 
+class LostByDocker(Exception):
+    """dockerd itself cannot do anything with the container any more."""
+
+
 class Unexplained(Exception):
     """A call failed, and no kill says why."""
 
 
+_WRONG = ("no such file or directory", "sha256sum: can't open", "FAILED")
+"""What is never allowed: a container without its files, or with others."""
+_DOCKERS_OWN = ("already exists", "id already in use", "No such container")
+"""
+What a dockerd that was killed in the middle of a restart never recovers from, on
+any storage driver: its containerd still has a task that it does not know.
+"""
 _CHANGED = ("/errors", "/rounds", "/token", "/")
 
 
