@@ -73,7 +73,7 @@ class Engine:
         command += ["--storage-driver", driver]
         with (self.workdir / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                inside(self._netns, command),
+                self._launch(command),
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._env},
@@ -83,6 +83,10 @@ class Engine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise EngineError(f"dockerd did not come up on {driver}:\n{self.log_tail()}")
             time.sleep(0.2)
+
+    def _launch(self, command: list[str]) -> list[str]:
+        """How *command* is run, so that it has the process id that it would have by itself."""
+        return inside(self._netns, command)
 
     def stop(self) -> None:
         """SIGTERM, and wait: containerd needs a few seconds."""

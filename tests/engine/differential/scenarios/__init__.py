@@ -1,0 +1,32 @@
+"""
+Every scenario, by subject and name; the docstring of each says what must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.engine.differential.scenarios import (
+    builds,
+    changes,
+    files,
+    images,
+    packages,
+    running,
+    system,
+    volumes,
+)
+from tests.engine.differential.side import Side
+
+__all__ = ["BUILDKIT", "CLASSIC", "NAMED"]
+
+Scenario = Callable[[Side], None]
+_SUBJECTS = (running, changes, files, volumes, images, builds, packages, system)
+
+CLASSIC: dict[str, Scenario] = {
+    f"{subject.__name__.rpartition('.')[2]}-{scenario.__name__}": scenario
+    for subject in _SUBJECTS
+    for scenario in subject.ALL
+}
+BUILDKIT: dict[str, Scenario] = {f"builds-{one.__name__}": one for one in builds.BUILDKIT}
+NAMED = {**CLASSIC, **BUILDKIT}

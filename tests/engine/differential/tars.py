@@ -1,0 +1,147 @@
+"""
+A tar, header by header, as lines of text.
+
+Nothing is interpreted: a PAX header is a line of its own, and so is the end
+marker.  Two tars with the same lines are the same bytes, but for what the
+reader was told to pass over.  Shares no code with Gear's own readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+BLOCK = 512
+_CHUNK_BYTES = 1 << 20
+_TYPE_BITS = ~0o7777
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How exactly a tar is read."""
+
+    recent: Callable[[int], bool]
+    """Whether a time, in seconds, is one of this run: shown as `now`."""
+
+    who_wrote: bool = True
+    """
+    Whether names of owners and the type bits in a mode count.  Engines before
+    23 write them: names as the host's /etc/passwd has them.
+    """
+
+    untimed: Collection[bytes] = ()
+    """Names of members whose time means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A tar's lines, and whether they say all that its bytes do."""
+
+    lines: list[str]
+    timeless: bool
+    """No time of this run is in it: another run gives the same bytes."""
+    digest: str
+    """The sha256 of the whole."""
+
+
+def listing(stream: IO[bytes], reading: Reading) -> Listing:
+    """Read the whole tar in *stream*."""
+    counted = _Counted(stream)
+    lines = []
+    timeless = True
+    for header in iter(lambda: counted.read(BLOCK), b""):
+        if header == bytes(BLOCK):
+            rest = sum(map(len, iter(lambda: counted.read(_CHUNK_BYTES), b"")))
+            lines.append(f"end: {BLOCK + rest} bytes")
+            break
+        timeless &= not reading.recent(_number(header[136:148]))
+        lines.append(_line(header, counted, reading))
+    return Listing(lines, timeless, counted.digest())
+
+
+class _Counted:
+    """A stream that hashes what is read of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _line(header: bytes, stream: _Counted, reading: Reading) -> str:
+    """One header and its data."""
+    size = _number(header[124:136])
+    flag = header[156:157]
+    if flag in b"xgLK" and size < _CHUNK_BYTES:
+        data = stream.read(size + -size % BLOCK)[:size]
+        return f"  {_text(header[:100])} {flag.decode()} {_rest(header, reading)} {data!r}"
+    content = "".join(_hashed(stream, size))
+    mode = _number(header[100:108])
+    mtime = _number(header[136:148])
+    when = "now" if reading.recent(mtime) else f"{mtime}"
+    if header[:100].strip(b"\0/") in reading.untimed:
+        when = "untimed"
+    words = [
+        _text(header[:100]),
+        flag.decode(errors="backslashreplace") or "NUL",
+        f"{mode if reading.who_wrote else mode & ~_TYPE_BITS:o}",
+        f"{_number(header[108:116])}:{_number(header[116:124])}",
+        f"{size}",
+        when,
+    ]
+    if link := header[157:257].rstrip(b"\0"):
+        words.append(f"-> {_text(link)}")
+    return " ".join([*words, _rest(header, reading), content]).rstrip()
+
+
+def _rest(header: bytes, reading: Reading) -> str:
+    """What is left of a header; the magic and empty fields in their usual form are not shown."""
+    fields = {
+        "magic": (header[257:265], b"ustar\x0000"),
+        "user": (header[265:297].rstrip(b"\0"), b""),
+        "group": (header[297:329].rstrip(b"\0"), b""),
+        "device": (header[329:345], b"0000000\0" * 2),
+        "prefix": (header[345:500].rstrip(b"\0"), b""),
+        "padding": (header[500:].rstrip(b"\0"), b""),
+    }
+    if not reading.who_wrote:
+        del fields["user"], fields["group"]
+    return " ".join(f"{key}={value!r}" for key, (value, usual) in fields.items() if value != usual)
+
+
+def _hashed(stream: _Counted, size: int) -> Iterator[str]:
+    """A short hash of the member's data; nothing if it has none."""
+    if size:
+        found = hashlib.sha256()
+        left = size
+        while left:
+            data = stream.read(min(left, _CHUNK_BYTES))
+            if not data:
+                yield "CUT SHORT "
+                break
+            found.update(data)
+            left -= len(data)
+        padding = stream.read(-size % BLOCK)
+        if padding.strip(b"\0"):
+            yield f"padding={padding!r} "
+        yield found.hexdigest()[:16]
+
+
+def _number(field: bytes) -> int:
+    """Octal, or base 256."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big", signed=False)
+    return int(field.strip(b"\0 ") or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return repr(field.rstrip(b"\0"))[1:]
