@@ -65,7 +65,9 @@ def publish(engine: Engine, ref: str) -> None:
 def _wheels() -> None:
     """Gear's wheel, always fresh, and those of its dependencies, once."""
     wheels = BUILD / "wheels"
-    pip = [str(Path(sys.executable).parent / "pip"), "wheel", "-q", "-w", str(wheels)]
+    # --use-pep517: a dependency without a wheel is built where setuptools can make one.
+    pip = [str(Path(sys.executable).parent / "pip"), "wheel", "-q", "--use-pep517"]
+    pip += ["-w", str(wheels)]
     stamp = wheels / f".{_digest([REPO / 'pyproject.toml'])}"
     if not stamp.exists():
         shutil.rmtree(wheels, ignore_errors=True)
