@@ -56,6 +56,11 @@ class Registry:
         """`<host>:<port>`, once started."""
 
     @property
+    def folder(self) -> Path:
+        """Where all of its files are, the certificates among them."""
+        return self._folder
+
+    @property
     def client_environ(self) -> dict[str, str]:
         """What makes a Go program trust this registry."""
         return {"SSL_CERT_FILE": str(self._folder / "ca.pem")}

@@ -16,9 +16,10 @@ import pytest
 from tests.engine.conftest import WORK
 from tests.engine.differential import base, engines
 from tests.engine.differential.engines import BASES, Pair, Refs
-from tests.engine.differential.scenarios import NAMED
+from tests.engine.differential.scenarios import NAMED, SHORT
 from tests.engine.differential.side import Engines
 from tests.engine.engine import Engine
+from tests.engine.engine26 import Engine26
 from tests.engine.registry import Registry
 from tests.engine.world import Gear
 
@@ -57,6 +58,26 @@ def pair(
         yield made
 
 
+@pytest.fixture(scope="module")
+def pair26(
+    refs: Refs,
+    registry: Registry,
+    plugin_ref: str,
+    gear: Gear,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Pair]:
+    """Docker 26.1 on overlay2 and on Gear."""
+    shown = (gear.store, registry.folder)
+    overlay2, other = (
+        Engine26(name, WORK / name, registry.client_environ, shown) for name in ("o26", "d26")
+    )
+    scratch = tmp_path_factory.mktemp("sides26")
+    kind = Engines(exact=True, buildkit=DEBIANS_DOCKER)
+    made = Pair(overlay2, other, registry, refs, scratch, kind)
+    with engines.running(made, plugin_ref, gear.store):
+        yield made
+
+
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("on", BASES)
 def test_a_scenario_is_the_same_as_on_overlay2(pair: Pair, name: str, on: str) -> None:
@@ -64,4 +85,14 @@ def test_a_scenario_is_the_same_as_on_overlay2(pair: Pair, name: str, on: str) -
     Each scenario's docstring says what must be the same.
     """
     found = pair.differences(name, NAMED[name], on)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("on", BASES)
+def test_a_scenario_is_the_same_on_docker_26(pair26: Pair, name: str, on: str) -> None:
+    """
+    The same, on the newest engine that takes such a plugin; layers to the last byte.
+    """
+    found = pair26.differences(name, NAMED[name], on)
     assert not found, "\n".join(found)

@@ -22,10 +22,10 @@ NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def tell(what: str, do: Callable[[], object]) -> None:
+def tell(what: str, do: Callable[..., object], *arguments: object, **options: object) -> None:
     """Print what *do* returns, or how it fails."""
     try:
-        print(what, do())
+        print(what, do(*arguments, **options))
     except OSError as error:
         print(what, errno.errorcode[error.errno or 0])
 
@@ -121,26 +121,34 @@ def attributes() -> None:
     }
     for what, path in places.items():
         for key in ("user.note", "user.\xe9", "trusted.note", "security.note"):
-            tell(f"{key} of {what}", lambda p=path, k=key: os.setxattr(p, k, b"\0value\n"))
-        tell(f"access ACL of {what}", lambda p=path: acl_of(p, "access", acl))
-    tell("default ACL", lambda: acl_of("/attributes/folder", "default", acl))
-    tell("default ACL", lambda: acl_of(at + "same.d", "default", acl))
+            tell(f"{key} of {what}", os.setxattr, path, key, b"\0value\n")
+        tell(f"access ACL of {what}", acl_of, path, "access", acl)
+    tell("default ACL", acl_of, "/attributes/folder", "default", acl)
+    tell("default ACL", acl_of, at + "same.d", "default", acl)
     write("/attributes/folder/inherits")
     write(at + "same.d/inherits")
     for name in ("second", "third"):
         shutil.copy("/bin/true", f"/attributes/{name}")
-    tell("capability", lambda: os.setxattr("/attributes/second", "security.capability", two))
-    tell("capability", lambda: os.setxattr("/attributes/third", "security.capability", three))
-    tell("capability", lambda: os.setxattr(at + "moved", "security.capability", two))
+    tell("capability", os.setxattr, "/attributes/second", "security.capability", two)
+    tell("capability", os.setxattr, "/attributes/third", "security.capability", three)
+    tell("capability", os.setxattr, at + "moved", "security.capability", two)
     os.symlink("nowhere", "/attributes/link")
     for key in ("user.x", "trusted.x", "security.x"):
-        tell(key, lambda k=key: os.setxattr("/attributes/link", k, b"x", follow_symlinks=False))
-    tell("removed", lambda: os.removexattr("/odd/copied/capable", "security.capability"))
+        tell(key, os.setxattr, "/attributes/link", key, b"x", follow_symlinks=False)
+    tell("removed", os.removexattr, "/odd/copied/capable", "security.capability")
     for path in ("/odd/tar/attributes/file", "/odd/tar/attributes/acl-dir"):
-        tell("listed", lambda p=path: sorted(os.listxattr(p)))
+        tell("listed", listed, path)
         os.chmod(path, 0o711)
-        tell("listed", lambda p=path: sorted(os.listxattr(p)))
+        tell("listed", listed, path)
     settle("/attributes")
+
+
+def listed(path: str) -> list[str]:
+    return sorted(os.listxattr(path))
+
+
+def names_of(path: str) -> int:
+    return os.lstat(path).st_nlink
 
 
 def acl_of(path: str, kind: str, value: bytes) -> None:
@@ -152,25 +160,25 @@ def renames() -> None:
     os.makedirs("/renames/own/below")
     write("/renames/own/below/x")
     at = "/odd/metadata/"
-    tell("folder", lambda: os.rename(at + "moved.d", at + "elsewhere.d"))
-    tell("file", lambda: os.rename(at + "moved", "/renames/file"))
-    tell("onto a file", lambda: os.rename(at + "chmodded", at + "chowned"))
-    tell("own folder", lambda: os.rename("/renames/own", "/renames/renamed"))
+    tell("folder", os.rename, at + "moved.d", at + "elsewhere.d")
+    tell("file", os.rename, at + "moved", "/renames/file")
+    tell("onto a file", os.rename, at + "chmodded", at + "chowned")
+    tell("own folder", os.rename, "/renames/own", "/renames/renamed")
     shutil.rmtree(at + "chmodded.d")
-    tell("onto a hole", lambda: os.rename("/renames/renamed", at + "chmodded.d"))
+    tell("onto a hole", os.rename, "/renames/renamed", at + "chmodded.d")
     os.makedirs("/renames/over")
-    tell("onto a folder", lambda: os.rename("/renames/over", at + "chowned.d"))
-    tell("exchange", lambda: rename2(at + "appended", at + "touched", EXCHANGE))
-    tell("exchange", lambda: rename2("/odd/replaced/file-to-dir", "/renames/file", EXCHANGE))
-    tell("exchange", lambda: rename2("/odd/replaced/dir-to-dir", "/renames/file", EXCHANGE))
-    tell("no replace", lambda: rename2(at + "appended", at + "touched", NOREPLACE))
-    tell("no replace", lambda: rename2(at + "appended", at + "new", NOREPLACE))
-    tell("whiteout", lambda: rename2(at + "touched", at + "gone", WHITEOUT))
-    tell("symlink", lambda: os.rename("/odd/replaced/symlink-to-dir", "/renames/symlink"))
-    tell("fifo", lambda: os.rename("/odd/replaced/fifo-to-dir", "/renames/fifo"))
-    tell("device", lambda: os.rename("/odd/replaced/device-to-dir", "/renames/device"))
-    tell("linked", lambda: os.rename("/odd/links/lower-cut", "/odd/links/lower-kept"))
-    tell("linked", lambda: os.rename("/odd/links/lower-left", "/renames/left"))
+    tell("onto a folder", os.rename, "/renames/over", at + "chowned.d")
+    tell("exchange", rename2, at + "appended", at + "touched", EXCHANGE)
+    tell("exchange", rename2, "/odd/replaced/file-to-dir", "/renames/file", EXCHANGE)
+    tell("exchange", rename2, "/odd/replaced/dir-to-dir", "/renames/file", EXCHANGE)
+    tell("no replace", rename2, at + "appended", at + "touched", NOREPLACE)
+    tell("no replace", rename2, at + "appended", at + "new", NOREPLACE)
+    tell("whiteout", rename2, at + "touched", at + "gone", WHITEOUT)
+    tell("symlink", os.rename, "/odd/replaced/symlink-to-dir", "/renames/symlink")
+    tell("fifo", os.rename, "/odd/replaced/fifo-to-dir", "/renames/fifo")
+    tell("device", os.rename, "/odd/replaced/device-to-dir", "/renames/device")
+    tell("linked", os.rename, "/odd/links/lower-cut", "/odd/links/lower-kept")
+    tell("linked", os.rename, "/odd/links/lower-left", "/renames/left")
     shutil.move("/odd/replaced/dir-to-file", "/renames/moved-by-copying")
     settle("/renames", "/odd/replaced", "/odd/metadata", "/odd/links")
 
@@ -181,23 +189,23 @@ def linked() -> None:
     write("/linked/own", "own\n")
     os.link("/linked/own", "/linked/far/own")
     os.link("/linked/own", "/odd/links/0/own")
-    tell("lower", lambda: os.link("/odd/links/lower-kept", "/linked/kept"))
-    tell("symlink", lambda: os.link("/odd/links/symlink", "/linked/l", follow_symlinks=False))
-    tell("fifo", lambda: os.link("/odd/links/fifo", "/linked/fifo"))
-    tell("device", lambda: os.link("/odd/links/null", "/linked/null"))
-    tell("empty", lambda: os.link("/odd/links/empty", "/linked/empty"))
-    tell("folder", lambda: os.link("/odd/links", "/linked/folder"))
+    tell("lower", os.link, "/odd/links/lower-kept", "/linked/kept")
+    tell("symlink", os.link, "/odd/links/symlink", "/linked/l", follow_symlinks=False)
+    tell("fifo", os.link, "/odd/links/fifo", "/linked/fifo")
+    tell("device", os.link, "/odd/links/null", "/linked/null")
+    tell("empty", os.link, "/odd/links/empty", "/linked/empty")
+    tell("folder", os.link, "/odd/links", "/linked/folder")
     os.unlink("/odd/links/other/lower-cut")
     with open("/odd/links/lower-changed", "a") as file:
         file.write("more\n")
     for name in ("lower-changed", "other/lower-changed", "lower-kept", "first", "0/0"):
-        tell(name, lambda n=name: os.lstat("/odd/links/" + n).st_nlink)
+        tell(name, names_of, "/odd/links/" + name)
     os.unlink("/linked/own")
-    tell("own", lambda: os.lstat("/linked/far/own").st_nlink)
+    tell("own", names_of, "/linked/far/own")
     handle = os.open("/linked", os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(handle, b"had no name")
     named = f"/proc/self/fd/{handle}"
-    tell("O_TMPFILE", lambda: os.link(named, "/linked/named", follow_symlinks=True))
+    tell("O_TMPFILE", os.link, named, "/linked/named", follow_symlinks=True)
     os.close(handle)
     for number in range(20):
         os.symlink("x", f"/linked/far/symlink-{number}")
@@ -210,7 +218,7 @@ def specials() -> None:
     for kind, name in ((stat.S_IFCHR, "c"), (stat.S_IFBLK, "b"), (stat.S_IFIFO, "p")):
         for device in ((0, 0), (1, 3), (259, 70_000)):
             path = f"/specials/{name}-{device[0]}"
-            tell(path, lambda p=path, k=kind, d=device: os.mknod(p, k | 0o640, os.makedev(*d)))
+            tell(path, os.mknod, path, kind | 0o640, os.makedev(*device))
     at = "/odd/specials/"
     os.unlink(at + "fifo")
     write(at + "fifo", "a file now\n")
@@ -240,20 +248,20 @@ def sizes() -> None:
             file.seek(at)
             file.write(b"island")
         file.truncate(9_000_001)
-    at = "/odd/contents/"
-    os.truncate(at + "65536", 100)
-    os.truncate(at + "4096", 0)
-    os.truncate(at + "1048576-zeros", 3_000_000)
-    os.truncate(at + "one", 5000)
-    with open(at + "1048577", "r+b") as file:
+    top = "/odd/contents/"
+    os.truncate(top + "65536", 100)
+    os.truncate(top + "4096", 0)
+    os.truncate(top + "1048576-zeros", 3_000_000)
+    os.truncate(top + "one", 5000)
+    with open(top + "1048577", "r+b") as file:
         file.seek(1_000_000)
         file.write(b"in the middle")
-    with open(at + "zero", "w") as file:
+    with open(top + "zero", "w") as file:
         file.write("no longer\n")
-    with open(at + "hole", "r+b") as file:
+    with open(top + "hole", "r+b") as file:
         file.seek(7)
         file.write(b"filled")
-    shutil.copyfile(at + "65535", at + "4097")
+    shutil.copyfile(top + "65535", top + "4097")
     settle("/sizes", "/odd/contents")
 
 
@@ -315,7 +323,7 @@ def times() -> None:
     for before in (-1, -(10**9), -(2**31)):
         path = f"/times/{before}"
         os.symlink("x", path)
-        tell("before 1970", lambda p=path, b=before: os.utime(p, (b, b), follow_symlinks=False))
+        tell("before 1970", os.utime, path, (before, before), follow_symlinks=False)
     os.utime("/times", (THEN, THEN))
 
 
@@ -326,15 +334,15 @@ def top_folders() -> None:
     shutil.rmtree("/opt")
     os.makedirs("/opt/new")
     write("/opt/new/x")
-    tell("rmdir", lambda: os.rmdir("/media"))
+    tell("rmdir", os.rmdir, "/media")
     os.symlink("srv", "/media")
-    tell("etc", lambda: write("/etc/hostname.new"))
-    tell("hosts", lambda: os.rename("/etc/hostname.new", "/etc/hostname"))
-    tell("hosts", lambda: os.unlink("/etc/hosts"))
-    tell("mtab", lambda: os.unlink("/etc/mtab"))
-    tell("dockerenv", lambda: os.unlink("/.dockerenv"))
-    tell("dev", lambda: write("/dev/x"))
-    tell("proc", lambda: write("/proc/x"))
+    tell("etc", write, "/etc/hostname.new")
+    tell("hosts", os.rename, "/etc/hostname.new", "/etc/hostname")
+    tell("hosts", os.unlink, "/etc/hosts")
+    tell("mtab", os.unlink, "/etc/mtab")
+    tell("dockerenv", os.unlink, "/.dockerenv")
+    tell("dev", write, "/dev/x")
+    tell("proc", write, "/proc/x")
     os.chmod("/", 0o711)
     settle("/opt", "/srv", "/mnt")
     os.utime("/media", (THEN, THEN), follow_symlinks=False)
@@ -365,10 +373,10 @@ def filled() -> None:
 
 
 def deep() -> None:
-    """Folders 1,800 deep, something at each hundred; and folders inside those of the image."""
+    """Folders 1,200 deep, something at each hundred; and folders inside those of the image."""
     os.mkdir("/deep")
     here = os.open("/deep", os.O_RDONLY)
-    for number in range(1800):
+    for number in range(1200):
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)

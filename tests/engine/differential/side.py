@@ -48,7 +48,10 @@ class Engines:
     """What the two engines of a comparison have in common."""
 
     exact: bool = False
-    """Layers have the same bytes whoever wrote them; see `tars.Reading.who_wrote`."""
+    """
+    Layers have the same bytes on both.  Before docker 23 they say the same:
+    see `tars.Reading.meaning`.
+    """
 
     buildkit: str = "docker"
     """A docker client that talks to BuildKit by itself."""
@@ -98,7 +101,8 @@ class Side:
         self.note(
             label or "docker " + " ".join(word[:60] for word in words),
             [f"status {done.returncode}", *self.plain(done.stdout)]
-            + [f"error: {line}" for line in self.plain(done.stderr)],
+            # The client's own log lines depend on which of its threads fails first.
+            + [f"error: {line}" for line in self.plain(done.stderr) if line[:6] != 'time="'],
         )
         return done
 
@@ -230,8 +234,8 @@ class Side:
     # --- inside --------------------------------------------------------------
 
     def _listed(self, label: str, stream: IO[bytes], *, layer: bool = False) -> None:
-        who_wrote = self.kind.exact or not layer
-        found = listing(stream, Reading(_is_recent, who_wrote=who_wrote, untimed=_UNTIMED))
+        meaning = layer and not self.kind.exact
+        found = listing(stream, Reading(_is_recent, meaning=meaning, untimed=_UNTIMED))
         digest = [found.digest] if layer and self.kind.exact and found.timeless else []
         self.note(label, [*found.lines, *digest])
 

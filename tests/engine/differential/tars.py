@@ -1,9 +1,10 @@
 """
 A tar, header by header, as lines of text.
 
-Nothing is interpreted: a PAX header is a line of its own, and so is the end
-marker.  Two tars with the same lines are the same bytes, but for what the
-reader was told to pass over.  Shares no code with Gear's own readers.
+Byte for byte: nothing is interpreted, a PAX header is a line of its own, and so
+is the end marker.  Two tars with the same lines are the same bytes, but for
+what the reader was told to pass over.  By meaning: what a layer says, however
+it is written.  Shares no code with Gear's own readers.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ class Reading:
     recent: Callable[[int], bool]
     """Whether a time, in seconds, is one of this run: shown as `now`."""
 
-    who_wrote: bool = True
-    """
-    Whether names of owners and the type bits in a mode count.  Engines before
-    23 write them: names as the host's /etc/passwd has them.
-    """
-
     untimed: Collection[bytes] = ()
     """Names of members whose time means nothing."""
+
+    meaning: bool = False
+    """
+    PAX records count where they belong, headers' other fields do not; a
+    whiteout is its name alone.  So do the names of owners and the type bits in
+    a mode not count, which engines before 23 write, as the host's /etc/passwd has them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,21 @@ def listing(stream: IO[bytes], reading: Reading) -> Listing:
     counted = _Counted(stream)
     lines = []
     timeless = True
+    records: dict[bytes, bytes] = {}
     for header in iter(lambda: counted.read(BLOCK), b""):
         if header == bytes(BLOCK):
             rest = sum(map(len, iter(lambda: counted.read(_CHUNK_BYTES), b"")))
             lines.append(f"end: {BLOCK + rest} bytes")
             break
         timeless &= not reading.recent(_number(header[136:148]))
-        lines.append(_line(header, counted, reading))
+        if not reading.meaning:
+            lines.append(_line(header, counted, reading))
+        elif header[156:157] == b"x":
+            size = _number(header[124:136])
+            records = _records(counted.read(size + -size % BLOCK)[:size])
+        else:
+            lines.append(_meant(header, records, counted, reading))
+            records = {}
     return Listing(lines, timeless, counted.digest())
 
 
@@ -83,9 +93,8 @@ def _line(header: bytes, stream: _Counted, reading: Reading) -> str:
     flag = header[156:157]
     if flag in b"xgLK" and size < _CHUNK_BYTES:
         data = stream.read(size + -size % BLOCK)[:size]
-        return f"  {_text(header[:100])} {flag.decode()} {_rest(header, reading)} {data!r}"
+        return f"  {_text(header[:100])} {flag.decode()} {_rest(header)} {data!r}"
     content = "".join(_hashed(stream, size))
-    mode = _number(header[100:108])
     mtime = _number(header[136:148])
     when = "now" if reading.recent(mtime) else f"{mtime}"
     if header[:100].strip(b"\0/") in reading.untimed:
@@ -93,17 +102,63 @@ def _line(header: bytes, stream: _Counted, reading: Reading) -> str:
     words = [
         _text(header[:100]),
         flag.decode(errors="backslashreplace") or "NUL",
-        f"{mode if reading.who_wrote else mode & ~_TYPE_BITS:o}",
+        f"{_number(header[100:108]):o}",
         f"{_number(header[108:116])}:{_number(header[116:124])}",
         f"{size}",
         when,
     ]
     if link := header[157:257].rstrip(b"\0"):
         words.append(f"-> {_text(link)}")
-    return " ".join([*words, _rest(header, reading), content]).rstrip()
+    return " ".join([*words, _rest(header), content]).rstrip()
 
 
-def _rest(header: bytes, reading: Reading) -> str:
+def _meant(header: bytes, records: dict[bytes, bytes], stream: _Counted, reading: Reading) -> str:
+    """What one member says."""
+
+    def field(key: bytes, start: int, end: int) -> bytes:
+        return records.pop(key, header[start:end].rstrip(b"\0"))
+
+    def number(key: bytes, start: int, end: int) -> int:
+        return int(records.pop(key)) if key in records else _number(header[start:end])
+
+    size = number(b"size", 124, 136)
+    content = "".join(_hashed(stream, size))
+    name, flag = field(b"path", 0, 100), header[156:157]
+    if name.rpartition(b"/")[2].startswith(b".wh."):
+        return f"{_text(name)} {size}"
+    mtime = number(b"mtime", 136, 148)
+    when = "now" if reading.recent(mtime) else f"{mtime}"
+    if name.strip(b"/") in reading.untimed:
+        when = "untimed"
+    link = field(b"linkpath", 157, 257)
+    device = f"{_number(header[329:337])},{_number(header[337:345])}" if flag in b"34" else ""
+    words = [
+        _text(name),
+        flag.decode(),
+        f"{_number(header[100:108]) & ~_TYPE_BITS:o}",
+        f"{number(b'uid', 108, 116)}:{number(b'gid', 116, 124)}",
+        f"{size}",
+        when,
+        f"-> {_text(link)}" if link else "",
+        device,
+        f"{sorted(records.items())}" if records else "",
+        content,
+    ]
+    return " ".join(word for word in words if word)
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """What a PAX header says."""
+    found = {}
+    while data:
+        size = int(data.partition(b" ")[0])
+        key, _, value = data[:size].partition(b" ")[2].removesuffix(b"\n").partition(b"=")
+        found[key] = value
+        data = data[size:]
+    return found
+
+
+def _rest(header: bytes) -> str:
     """What is left of a header; the magic and empty fields in their usual form are not shown."""
     fields = {
         "magic": (header[257:265], b"ustar\x0000"),
@@ -113,8 +168,6 @@ def _rest(header: bytes, reading: Reading) -> str:
         "prefix": (header[345:500].rstrip(b"\0"), b""),
         "padding": (header[500:].rstrip(b"\0"), b""),
     }
-    if not reading.who_wrote:
-        del fields["user"], fields["group"]
     return " ".join(f"{key}={value!r}" for key, (value, usual) in fields.items() if value != usual)
 
 

@@ -18,7 +18,7 @@ from tests.engine.differential.scenarios import (
 )
 from tests.engine.differential.side import Side
 
-__all__ = ["BUILDKIT", "CLASSIC", "NAMED"]
+__all__ = ["BUILDKIT", "CLASSIC", "NAMED", "SHORT"]
 
 Scenario = Callable[[Side], None]
 _SUBJECTS = (running, changes, files, volumes, images, builds, packages, system)
@@ -30,3 +30,11 @@ CLASSIC: dict[str, Scenario] = {
 }
 BUILDKIT: dict[str, Scenario] = {f"builds-{one.__name__}": one for one in builds.BUILDKIT}
 NAMED = {**CLASSIC, **BUILDKIT}
+
+SHORT = (
+    *("running-commands", "running-read_only", "running-privileges", "changes-odd"),
+    *("changes-attributes", "changes-names", "changes-linked", "changes-times", "changes-renames"),
+    *("files-copied_in", "files-exported", "volumes-copied_up", "images-committed"),
+    *("images-saved", "images-registry", "builds-classic", "builds-buildkit", "system-usage"),
+)
+"""For an engine beside the first: what touches the driver, each way once."""

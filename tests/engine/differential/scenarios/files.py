@@ -93,6 +93,8 @@ def exported(side: Side) -> None:
     side.started("d-out")
     side.exported("d-out")
     code = "cd /odd; rm -r deleted replaced/dir-*; mv metadata/moved links/first; ln links/first x"
+    # Most of the image as well, so that the rest is soon imported.
+    code += "; rm -rf /opt /usr/share /usr/lib/python* /var /usr/lib/x86_64-linux-gnu/perl*"
     side.do("exec", "d-out", "sh", "-c", code)
     side.exported("d-out")
     side.do("stop", "-t", "0", "d-out")
