@@ -2,9 +2,11 @@
 Docker 26.1, the last version that takes storage drivers as plugins without being told to.
 
 Debian trixie's docker.io, in a tree of its own under build/images that
-mmdebstrap makes.  dockerd runs there by chroot, in a mount namespace that ends
-with it; it sees the host's /proc, /sys and /dev, its own two folders, and
-what *shown* names.
+mmdebstrap makes.  dockerd runs in a mount namespace that ends with it, and
+whose root is that tree: it sees the host's /proc, /sys and /dev, its own two
+folders, and what *shown* names.  A mere chroot would not do: `docker exec`
+enters a container's mount namespace, and lands at that namespace's root, which
+runc, from inside a chroot, cannot change; it would be the host's.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.engine import sources
-from tests.engine.engine import Engine
+from tests.engine.engine import Engine, EngineError
 
 SUITE = "trixie"
 PACKAGES = ("docker.io", "ca-certificates")
 
-# The tree has to be a mount point: runc pivots away from the root that it has.
 _SCRIPT = """\
 set -e
 tree=$1 count=$2
@@ -34,7 +35,9 @@ while [ "$count" -gt 0 ]; do
     shift
     count=$((count - 1))
 done
-exec chroot "$tree" "$@"
+cd "$tree"
+pivot_root . mnt
+exec chroot . sh -c 'umount -l /mnt && exec "$@"' sh "$@"
 """
 
 
@@ -55,6 +58,16 @@ class Engine26(Engine):
     ) -> None:
         super().__init__(name, workdir, env)
         self._shown = shown
+
+    def start(self, driver: str = "overlay2", *, wait_s: float = 60) -> None:
+        """As Engine; its root is looked at before anything can be run in a container."""
+        super().start(driver, wait_s=wait_s)
+        assert self._process is not None
+        lines = Path(f"/proc/{self._process.pid}/mountinfo").read_text().splitlines()
+        roots = [line.split()[3] for line in lines if line.split()[4] == "/"]
+        if [root.rpartition("/")[2] for root in roots] != [tree().name]:
+            self.stop()
+            raise EngineError(f"dockerd's root is {roots}, not a tree of its own")
 
     def _launch(self, command: list[str]) -> list[str]:
         folders = [str(path) for path in (self.workdir, self._sockets, *self._shown)]

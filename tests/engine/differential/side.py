@@ -99,7 +99,7 @@ class Side:
         """Run docker and note its status and all that it says."""
         done = self.engine.docker(*words, check=False, input=input)
         self.note(
-            label or "docker " + " ".join(word[:60] for word in words),
+            label or " ".join(self.plain(word)[0][:60] for word in ("docker", *words) if word),
             [f"status {done.returncode}", *self.plain(done.stdout)]
             # The client's own log lines depend on which of its threads fails first.
             + [f"error: {line}" for line in self.plain(done.stderr) if line[:6] != 'time="'],
@@ -157,6 +157,7 @@ class Side:
         words: Mapping[str, str] = {
             str(self.engine.data_root): "<root>",
             self.repository: "<repository>",
+            str(self.scratch): "<scratch>",
         }
         return plain(text, words)
 

@@ -21,7 +21,7 @@ echo "version $1" > p/etc/gear-test/conf
 echo "$1" > p/usr/share/doc/gear-test/text
 ln -f p/usr/share/doc/gear-test/text p/usr/share/doc/gear-test/text-$1
 ln -sf ../share/doc/gear-test/text p/usr/bin/gear-test
-dpkg-deb -q --root-owner-group --build p gear-test-$1.deb
+dpkg-deb --root-owner-group --build p gear-test-$1.deb
 rm -r p
 """
 _LOGS = "rm -f /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache"
@@ -63,7 +63,6 @@ def pip(side: Side) -> None:
         (*install, "/tmp/gear_test-1.0-py3-none-any.whl"),
         (*install, "/tmp/gear_test-2.0-py3-none-any.whl"),
         (*pip, "uninstall", "-y", "flask"),
-        (*pip, "list", "--format=freeze", "--disable-pip-version-check"),
         ("exec", "d-pip", "/opt/venv/bin/python", "-c", "import gear_test; print(gear_test.V)"),
     ):
         side.docker(*words)
