@@ -16,7 +16,7 @@ import pytest
 from tests.engine.conftest import WORK
 from tests.engine.differential import base, engines
 from tests.engine.differential.engines import BASES, Pair, Refs
-from tests.engine.differential.scenarios import NAMED, SHORT
+from tests.engine.differential.scenarios import NAMED, QUICK, SHORT
 from tests.engine.differential.side import Engines
 from tests.engine.engine import Engine
 from tests.engine.engine26 import Engine26
@@ -78,8 +78,15 @@ def pair26(
         yield made
 
 
-@pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("on", BASES)
+CASES = [
+    pytest.param(on, name, marks=[] if name in QUICK[on] else [pytest.mark.full])
+    for on in BASES
+    for name in NAMED
+]
+"""Every scenario on both images; most on the ordinary one are left to `make test-full`."""
+
+
+@pytest.mark.parametrize(("on", "name"), CASES)
 def test_a_scenario_is_the_same_as_on_overlay2(pair: Pair, name: str, on: str) -> None:
     """
     Each scenario's docstring says what must be the same.
@@ -88,6 +95,7 @@ def test_a_scenario_is_the_same_as_on_overlay2(pair: Pair, name: str, on: str) -
     assert not found, "\n".join(found)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SHORT)
 @pytest.mark.parametrize("on", BASES)
 def test_a_scenario_is_the_same_on_docker_26(pair26: Pair, name: str, on: str) -> None:

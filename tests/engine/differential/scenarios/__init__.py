@@ -18,7 +18,7 @@ from tests.engine.differential.scenarios import (
 )
 from tests.engine.differential.side import Side
 
-__all__ = ["BUILDKIT", "CLASSIC", "NAMED", "SHORT"]
+__all__ = ["BUILDKIT", "CLASSIC", "NAMED", "QUICK", "SHORT"]
 
 Scenario = Callable[[Side], None]
 _SUBJECTS = (running, changes, files, volumes, images, builds, packages, system)
@@ -38,3 +38,10 @@ SHORT = (
     *("images-saved", "images-registry", "builds-classic", "builds-buildkit", "system-usage"),
 )
 """For an engine beside the first: what touches the driver, each way once."""
+
+_ORDINARY = (
+    *("running-read_only", "changes-odd", "changes-linked", "volumes-copied_up"),
+    *("images-registry", "builds-classic", "system-usage"),
+)
+QUICK = {"gear": SHORT, "ordinary": _ORDINARY}
+"""What `make test` has time for, by the image that it runs on."""
