@@ -23,10 +23,10 @@ from tests.engine import plugin
 from tests.engine.engine import EngineError
 from tests.engine.recipes import TASKS
 
-from bench import options, report, results, systems
+from bench import options, ordinary, report, results, systems
 from bench.disk import Disk
 from bench.link import Link, Network, StoreShare
-from bench.rounds import Rounds, shuffled
+from bench.rounds import Rounds, seconds, shuffled
 from bench.supply import Supply
 from bench.systems import System, Unsupported
 
@@ -81,6 +81,11 @@ class Bench:
             if "many" in chosen.parts:
                 say("50,000 files: image, gear build, pushes")
                 self._supply.make_many()
+            if "ordinary" in chosen.parts:
+                say("30,000 files: image and push")
+                self._supply.make_large()
+                if ordinary.BASE not in chosen.images:
+                    self._supply.make(ordinary.BASE, 1)
             say("the plugin")
             self._supply.make_plugin()
             self._supply.rest()
@@ -113,7 +118,8 @@ class Bench:
 
     def _measure(self, link: Link, nodes: Sequence[System]) -> None:
         chosen = self._chosen
-        rounds = Rounds(link, self._network, self._supply.registry, self.results)
+        supply = self._supply
+        rounds = Rounds(link, self._network, supply.registry, supply.store, self.results)
         for image in chosen.images:
             able = self._cold(rounds, link, nodes, image)
             if "warm" in chosen.parts:
@@ -126,6 +132,21 @@ class Bench:
             say("50,000 files: docker load, ApplyDiff")
             rounds.loads(nodes, self._supply, chosen.runs)
             rounds.applies([node for node in nodes if node.way], self._supply, chosen.runs)
+        if "ordinary" in chosen.parts and link == chosen.links[0]:
+            self._ordinary(nodes)
+
+    def _ordinary(self, nodes: Sequence[System]) -> None:
+        work = ordinary.Ordinary(self._supply.registry, self.results, seconds)
+        plain = [node for node in nodes if not node.way]
+        gear = [node for node in nodes if node.way][:1]
+        for number in range(self._chosen.runs):
+            say(f"ordinary images: load, pull, commit, build, {number + 1}")
+            for node in shuffled([*plain, *gear]):
+                work.layers(node, self._supply.saved(ordinary.LARGE))
+        for number in range(self._chosen.runs):
+            say(f"containers: run, rm, {number + 1}")
+            for node in shuffled(nodes):
+                work.containers(node)
 
     def _cold(
         self, rounds: Rounds, link: Link, nodes: Sequence[System], image: str

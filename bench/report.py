@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from bench.ordinary import BASE, LARGE
 from bench.results import MEASURES, OVERLAY2, Figures, Row
 
 LARGE_IMAGE_BYTES = 300e6
@@ -21,6 +22,9 @@ _CACHED = {
     "warm_stat_cpu_s": "warm stat of cached files, processor time: 1.05x at most",
 }
 """Judged by processor time: nothing is waited for, and it does not tell how busy others are."""
+
+_LAYERS = ("load_s", "pull_s", "commit_s", "image_build_s")
+_COMINGS = ("run_many_s", "run_parallel_s", "rm_s")
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ def _judge(row: Row, figures: Figures) -> Iterator[Verdict]:
         yield Verdict("warm start: 1.10x at most", about, f"{ratio:.2f}x", ratio <= 1.10)
     elif row.measure in _CACHED and row.system in KERNEL_WAYS and ratio:
         yield Verdict(_CACHED[row.measure], about, f"{ratio:.2f}x", ratio <= 1.05)
+    elif row.measure in _LAYERS and row.image in (LARGE, BASE) and row.link == "-" and ratio:
+        goal = "ordinary layers: 1.20x at most"
+        about += f", {MEASURES[row.measure].title}"
+        yield Verdict(goal, about, f"{ratio:.2f}x", ratio <= 1.20)
+    elif row.measure in _COMINGS and ratio:
+        goal = "docker run and rm: 1.05x at most"
+        about += f", {MEASURES[row.measure].title}"
+        yield Verdict(goal, about, f"{ratio:.2f}x", ratio <= 1.05)
     elif row.measure == "apply_s":
         goal = "apply of a 50,000-file index: 0.3 s at most"
         yield Verdict(goal, about, f"{row.median:.2f} s", row.median <= 0.3)

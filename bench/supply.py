@@ -20,6 +20,7 @@ from tests.engine.engine import Engine
 from tests.engine.registry import Registry
 from tests.engine.world import Gear
 
+from bench import ordinary
 from bench.disk import Disk
 from bench.link import SERVER, SERVER_ADDRESS
 from bench.results import GEAR, OVERLAY2, Results
@@ -103,13 +104,24 @@ class Supply:
             saved = str(self.saved(name))
             self._builder.docker("save", "-o", saved, f"{self.registry.address}/{name}:1")
 
+    def make_large(self) -> None:
+        """The ordinary image of 30,000 files, in the registry and saved to be loaded."""
+        archive = self._data / f"{ordinary.LARGE}.tar"
+        if not archive.exists():
+            ordinary.write_large(archive)
+        local = f"bench/{ordinary.LARGE}:1"
+        self._builder.docker("import", str(archive), local)
+        ref = self._tag(ordinary.LARGE, local)
+        self._builder.docker("push", "-q", ref)
+        self._builder.docker("save", "-o", str(self.saved(ordinary.LARGE)), ref)
+
     @property
     def many_index(self) -> Path:
         """The index layer of the image of 50,000 files."""
         return self._data / f"{MANY}-index.tar"
 
     def saved(self, name: str) -> Path:
-        """The image of 50,000 files, or its Gear image, as `docker save` wrote it."""
+        """An image of many files as `docker save` wrote it."""
         return self._data / f"saved-{name}.tar"
 
     def _gear_ref(self, image: str) -> str:

@@ -83,6 +83,9 @@ class Config(BaseModel):
     fetch_timeout_s: Seconds = 60.0
     """One object's fetch may take this long altogether before EIO, seconds."""
 
+    start_profiles: bool = True
+    """Learn what images open when they start, keep it in the store, and fetch it ahead."""
+
     push_stall_s: Seconds = 120.0
     """`gear push` gives up a store or catalog that does nothing for this long, seconds."""
 

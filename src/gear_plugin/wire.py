@@ -8,7 +8,8 @@ Requests carry `op` and the fields below; answers are `{"ok": true, ...}` or
 
 fetch     image, object (64 hex each): the object is now in `public/` and
           linked into `private/<image>/`
-admit     image: it was applied here; make its private folder
+admit     image: it is about to be mounted; make its private folder, and fetch ahead
+          what earlier starts wanted
 complete  image: start fetching all that it still lacks, in the background
 forget    image: it left this node; its private folder goes
 status    answers with counts: objects and bytes cached, fetched, failed, and

@@ -108,7 +108,9 @@ def node(
     engine.remove()  # what a crashed predecessor left, mounts first
     try:
         engine.start("overlay2")
-        install(engine, plugin_ref, gear.store, f"mount_way={request.param}", "cache_limit=20G")
+        # Without profiles what is read is what was opened, whatever ran before.
+        settings = (f"mount_way={request.param}", "cache_limit=20G", "start_profiles=false")
+        install(engine, plugin_ref, gear.store, *settings)
         engine.restart("gear")
         yield Node(engine, gear.store, request.param)
     finally:

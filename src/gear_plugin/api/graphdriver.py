@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from gear_plugin.api.plugin import Answer, add_call, body, plugin_app, reply, text
-from gear_plugin.errors import ArchiveMalformed, BadConfig, Unsupported
+from gear_plugin.errors import ArchiveMalformed, BadConfig, BadRequest, Unsupported
 from gear_plugin.layers import Change
 
 
@@ -60,7 +60,7 @@ class GraphDriver:
             "CreateReadWrite": lambda message: self._create(message, writable=True),
             "Remove": self._remove,
             "Exists": lambda message: {"Exists": self._layers().exists(_id(message))},
-            "Get": lambda message: {"Dir": str(self._layers().get(_id(message)))},
+            "Get": self._get,
             "Put": self._put,
             "Status": lambda _: {"Status": [list(pair) for pair in self._status()]},
             "GetMetadata": lambda message: {"Metadata": self._layers().metadata(_id(message))},
@@ -78,7 +78,10 @@ class GraphDriver:
 
     def _init(self, message: Answer) -> Answer:
         if message.get("UIDMaps") or message.get("GIDMaps"):
-            raise Unsupported("gear does not support userns-remap; start dockerd without it")
+            raise Unsupported(
+                "gear does not support userns-remap: its files are shared between images with the"
+                " owners they have; start dockerd without --userns-remap"
+            )
         for option in message.get("Opts") or []:
             raise BadConfig(
                 f"unknown storage option {option!r}; "
@@ -89,10 +92,18 @@ class GraphDriver:
         return {}
 
     def _create(self, message: Answer, *, writable: bool) -> Answer:
-        if message.get("StorageOpt"):
-            raise Unsupported("gear has no per-container storage options (--storage-opt)")
+        if options := message.get("StorageOpt"):
+            if not isinstance(options, dict):
+                raise BadRequest("StorageOpt is not an object")
+            given = ", ".join(f"--storage-opt {name}" for name in sorted(options))
+            raise Unsupported(f"gear has no storage options of its own; run without {given}")
+        _refuse_label(message)
         self._layers().create(_id(message), text(message, "Parent"), writable=writable)
         return {}
+
+    def _get(self, message: Answer) -> Answer:
+        _refuse_label(message)
+        return {"Dir": str(self._layers().get(_id(message)))}
 
     def _remove(self, message: Answer) -> Answer:
         self._layers().remove(_id(message))
@@ -145,3 +156,12 @@ class GraphDriver:
 
 def _id(message: Answer) -> str:
     return text(message, "ID", required=True)
+
+
+def _refuse_label(message: Answer) -> None:
+    """A label that were not obeyed would be a container less confined than it looks."""
+    if message.get("MountLabel"):
+        raise Unsupported(
+            "gear does not support SELinux labels; start dockerd without --selinux-enabled,"
+            " or the container with --security-opt label=disable"
+        )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_plugin import wire
-from gear_plugin.content import Cache, Completer, Fetcher, LocalClient
+from gear_plugin.content import Cache, Completer, Fetcher, LocalClient, Starts
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadRequest, Conflict, DaemonUnavailable, GearError
 
@@ -37,6 +37,7 @@ _PROBE_S = 2.0
 class LocalServer:
     """
     Answers on *socket_path*; *objects_of* lists an image's objects (for `complete`).
+    *starts* is told what is mounted and opened.
 
     The folder of the socket must exist.
     """
@@ -47,11 +48,13 @@ class LocalServer:
         fetcher: Fetcher,
         cache: Cache,
         objects_of: Callable[[Digest], Iterable[Digest]],
+        starts: Starts | None = None,
     ) -> None:
         self._path = socket_path
         self._fetcher = fetcher
         self._cache = cache
         self._completer = Completer(fetcher, objects_of)
+        self._starts = starts
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
@@ -82,6 +85,8 @@ class LocalServer:
             self._path.unlink(missing_ok=True)
             listener.close()
             self._completer.stop_all()
+            if self._starts is not None:
+                self._starts.stop()
             self._take_checkpoint()
             log.info("stopped")
 
@@ -132,14 +137,22 @@ class LocalServer:
     def _do(self, request: dict[str, Any]) -> dict[str, Any]:
         match request.get("op"):
             case "fetch":
-                self._fetcher.fetch(_digest(request, "image"), _digest(request, "object"))
+                image, digest = _digest(request, "image"), _digest(request, "object")
+                if self._starts is not None:
+                    self._starts.opened(image, digest)
+                self._fetcher.fetch(image, digest)
             case "admit":
-                self._cache.admit(_digest(request, "image"))
+                image = _digest(request, "image")
+                self._cache.admit(image)
+                if self._starts is not None:
+                    self._starts.mounted(image)
             case "complete":
                 self._completer.start(_digest(request, "image"))
             case "forget":
                 image = _digest(request, "image")
                 self._completer.stop(image)
+                if self._starts is not None:
+                    self._starts.forgotten(image)
                 self._cache.forget(image)
             case "status":
                 return self._status()

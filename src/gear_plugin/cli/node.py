@@ -18,7 +18,7 @@ from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
-from gear_plugin.layers import LayerStore, NodeImages, mounted_images
+from gear_plugin.layers import Checker, LayerStore, NodeImages, Unpacker, mounted_images
 from gear_plugin.rootfs import ImageTrees, LazyLayer, LazyTree, Plan, Views, probe
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def local_client(config: Config) -> LocalClient:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.content import Cache, DirectoryStore, Fetcher
+    from gear_plugin.content import Cache, DirectoryProfiles, DirectoryStore, Fetcher, Starts
 
     images = NodeImages(config.root)
     cache = Cache(
@@ -76,7 +76,11 @@ def local_server(config: Config) -> LocalServer:
     def objects_of(image: Digest) -> Iterator[Digest]:
         return (digest for digest, _ in images.objects(image.hex) or ())
 
-    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of)
+    starts = None
+    if config.start_profiles:
+        profiles = DirectoryProfiles(Path(config.store))
+        starts = Starts(fetcher, profiles, images.object_size)
+    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts)
 
 
 def lazy_tree(config: Config) -> LazyTree:
@@ -168,7 +172,8 @@ class _Node:
 
     def _make(self, plan: Plan) -> LayerStore:
         config = self._config
-        client, images = local_client(config), NodeImages(config.root)
+        client = local_client(config)
+        images = NodeImages(config.root, checker=Checker(ahead=True))
         images.remove_half_made()
         views = Views(
             config.run,
@@ -180,7 +185,11 @@ class _Node:
             wait_s=_DAEMON_START_S,
         )
         return LayerStore(
-            config.root, images, views, lambda image: client.forget(Digest.from_hex(image))
+            config.root,
+            images,
+            views,
+            lambda image: client.forget(Digest.from_hex(image)),
+            unpacker=Unpacker(ahead=True),
         )
 
     def status(self) -> list[tuple[str, str]]:

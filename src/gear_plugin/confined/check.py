@@ -1,8 +1,10 @@
 """
 The structure check of an index, as a process that may die.
 
-Run as `python -m gear_plugin.confined.check LAYER TABLE MEMORY_BYTES CPU_S`:
-reads LAYER's index and manifest, writes the object table to TABLE, and prints
+Run as `python -m gear_plugin.confined.check` with a JSON list of its
+arguments, `[LAYER, TABLE, MEMORY_BYTES, CPU_S]`, as the first line of standard
+input (or on the command line); no line: it was started ahead and not needed.
+It reads LAYER's index and manifest, writes the object table to TABLE, and prints
 one JSON line, `{"ok": true, "index": <64 hex>, "image": <name:tag>}` or a
 failure as gear_plugin.wire has it.  The kernel ends it when it wants more
 than MEMORY_BYTES of address space or CPU_S seconds of processor.
@@ -48,9 +50,13 @@ def check(layer: Path, table: Path) -> dict[str, object]:
 
 def main(argv: list[str]) -> int:
     """See the module's text."""
-    _limit_resources(int(argv[2]), int(argv[3]))
+    arguments = argv or json.loads(sys.stdin.readline() or "[]")
+    if not arguments:
+        return 0
+    layer, table, memory_bytes, cpu_s = arguments
+    _limit_resources(int(memory_bytes), int(cpu_s))
     try:
-        answer = check(Path(argv[0]), Path(argv[1]))
+        answer = check(Path(layer), Path(table))
     except GearError as error:
         answer = wire.failure(error)
     except MemoryError:

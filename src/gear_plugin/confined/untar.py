@@ -1,8 +1,10 @@
 """
 Unpacking one layer's tar into an empty directory, in a process of its own.
 
-Run as `python -m gear_plugin.confined.untar DIRECTORY [--lowest]` with the tar
-on standard input; prints one JSON line, `{"size": n, "files": n}` or
+Run as `python -m gear_plugin.confined.untar`, with a JSON list of its
+arguments, `[DIRECTORY]` or `[DIRECTORY, "--lowest"]`, as the first line of
+standard input (or on the command line) and the tar after it; no line: it was
+started ahead and not needed.  Prints one JSON line, `{"size": n, "files": n}` or
 `{"error": class, "message": text}`.  The process changes its root to
 DIRECTORY first, so no name, symlink or hard link in the tar can reach
 anything outside, whatever it says (docker's own chrootarchive does the
@@ -42,6 +44,7 @@ from gear_plugin.image import Kind, Member, TarReader
 _OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _TARS_OWN = (b"trusted.", b"user.", b"system.posix_acl_")
 _CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(_CHUNK_BYTES)
 _NO_OWNER = 2**32 - 1
 _MAX_MAJOR, _MAX_MINOR = 0xFFF, 0xFFFFF
 
@@ -54,6 +57,8 @@ class Unpacker:
         self._lowest = lowest
         # The inode number tells whether that directory is still there at the end.
         self._directory_times: dict[bytes, tuple[int, int]] = {}
+        # The parent of the last member, while nothing was removed since.
+        self._parent: bytes | None = None
         self.size_bytes = 0
         self.files = 0
         self._make: dict[Kind, Callable[[Member, bytes], None]] = {
@@ -87,7 +92,9 @@ class Unpacker:
         parent = b"/" + parent
         if WHITEOUT in member.name and self._means_nothing(parent, base):
             return
-        _make_parents(parent)
+        if parent != self._parent:
+            _make_parents(parent)
+            self._parent = parent
         if base == OPAQUE:
             _make_opaque(parent)
         elif base.startswith(WHITEOUT):
@@ -113,9 +120,12 @@ class Unpacker:
             _make_opaque(path)
 
     def _file(self, member: Member, path: bytes) -> None:
-        _remove(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        handle = os.open(path, flags, 0o600)
+        try:
+            handle = os.open(path, flags, 0o600)
+        except FileExistsError:
+            self._remove(path)
+            handle = os.open(path, flags, 0o600)
         try:
             left = member.size
             while left:
@@ -123,9 +133,7 @@ class Unpacker:
                 if not data:
                     raise ArchiveMalformed(f"the tar ends inside {member.name[:100]!r}")
                 left -= len(data)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(handle, view) :]
+                _write(handle, data)
             os.fchown(handle, *_owner(member))
             _set_xattrs(handle, member)
             os.fchmod(handle, member.mode)
@@ -138,7 +146,7 @@ class Unpacker:
     def _directory(self, member: Member, path: bytes) -> None:
         own = _status(path)
         if own is None or not stat.S_ISDIR(own.st_mode):
-            _remove(path)
+            self._remove(path)
             os.mkdir(path)
             if own is not None and not self._lowest:
                 # What it replaces had hidden all that lower layers have here.
@@ -151,7 +159,7 @@ class Unpacker:
         self._directory_times[path] = os.lstat(path).st_ino, member.applied_mtime_ns
 
     def _symlink(self, member: Member, path: bytes) -> None:
-        _remove(path)
+        self._remove(path)
         os.symlink(member.link, path)
         os.lchown(path, *_owner(member))
         _set_xattrs(path, member)
@@ -160,7 +168,7 @@ class Unpacker:
     def _hardlink(self, member: Member, path: bytes) -> None:
         target = b"/" + member.link.lstrip(b"/")
         if target != path:
-            _remove(path)
+            self._remove(path)
         own = _status(target)
         if own is None or is_whiteout(own):
             raise ArchiveMalformed(
@@ -182,7 +190,7 @@ class Unpacker:
     def _device(self, member: Member, path: bytes) -> None:
         if member.major > _MAX_MAJOR or member.minor > _MAX_MINOR:
             raise Unsupported(f"no such device in Linux: {member.major}:{member.minor}")
-        _remove(path)
+        self._remove(path)
         if self._lowest and member.kind is Kind.CHAR and not (member.major or member.minor):
             return  # overlayfs's own whiteout
         kind = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK}.get(member.kind, stat.S_IFIFO)
@@ -191,6 +199,25 @@ class Unpacker:
         _set_xattrs(path, member)
         os.chmod(path, member.mode)
         os.utime(path, ns=(member.applied_mtime_ns, member.applied_mtime_ns))
+
+    def _remove(self, path: bytes) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            remove_tree(path)
+        self._parent = None
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Write all of *data*; a whole chunk of zeros becomes a hole, as it probably was one."""
+    if data == _ZEROS:
+        os.ftruncate(handle, os.lseek(handle, len(data), os.SEEK_CUR))
+        return
+    written = os.write(handle, data)
+    while written < len(data):
+        written += os.write(handle, memoryview(data)[written:])
 
 
 def _owner(member: Member) -> tuple[int, int]:
@@ -237,15 +264,6 @@ def _status(path: bytes) -> os.stat_result | None:
         raise
 
 
-def _remove(path: bytes) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except IsADirectoryError:
-        remove_tree(path)
-
-
 def _make_parents(directory: bytes) -> None:
     """Make *directory* and what it lacks above; links on the way are followed in this root."""
     if os.path.isdir(directory):
@@ -267,21 +285,21 @@ def _make_parents(directory: bytes) -> None:
 
 def main(argv: list[str]) -> int:
     """See the module's text."""
-    directory, lowest = argv[0], "--lowest" in argv[1:]
-    os.umask(0)
-    os.chroot(directory)
-    os.chdir("/")
     with open(0, "rb", buffering=_CHUNK_BYTES, closefd=False) as stream:
-        unpacker = Unpacker(TarReader(stream, seekable=False), lowest=lowest)
+        arguments = argv or json.loads(stream.readline() or b"[]")
+        if not arguments:
+            return 0
+        os.umask(0)
+        os.chroot(arguments[0])
+        os.chdir("/")
+        unpacker = Unpacker(TarReader(stream, seekable=False), lowest="--lowest" in arguments[1:])
         try:
             unpacker.run()
         except GearError as error:
-            answer = {"error": type(error).__name__, "message": str(error)}
-        else:
-            print(json.dumps({"size": unpacker.size_bytes, "files": unpacker.files}))
-            return 0
-    print(json.dumps(answer))
-    return 1
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            return 1
+    print(json.dumps({"size": unpacker.size_bytes, "files": unpacker.files}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,11 +14,14 @@ from gear_plugin.content.directory import DirectoryStore
 from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
 from gear_plugin.content.files import FileSource
 from gear_plugin.content.memory import MemoryStore
+from gear_plugin.content.profiles import DirectoryProfiles
+from gear_plugin.content.starts import Starts
 
 __all__ = [
     "CHUNK_BYTES",
     "Cache",
     "Completer",
+    "DirectoryProfiles",
     "DirectoryStore",
     "FetchCounts",
     "Fetcher",
@@ -29,5 +32,6 @@ __all__ = [
     "ObjectStore",
     "Put",
     "SourceCounts",
+    "Starts",
     "Usage",
 ]

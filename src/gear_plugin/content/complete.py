@@ -9,6 +9,7 @@ growing pauses, for as long as the image is wanted.  Safe from any thread.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +41,7 @@ class Completer:
 
     *objects_of* lists an image's objects; it may raise GearError.
     *first_pause_s* is the wait before failed objects are tried again; it
-    doubles up to 5 minutes.
+    doubles up to 5 minutes.  *rounds*: how often at most; 0: until they are here.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Completer:
         *,
         width: int = 4,
         first_pause_s: float = 1.0,
+        rounds: int = 0,
     ) -> None:
         self._fetcher = fetcher
         self._objects_of = objects_of
         self._width = width
         self._first_pause_s = first_pause_s
+        self._rounds = rounds
         self._slots = threading.Semaphore(width)
         self._lock = threading.Lock()  # guards _works
         self._works: dict[Digest, _Work] = {}
@@ -99,9 +102,13 @@ class Completer:
     def _complete(self, work: _Work) -> None:
         missing = list(dict.fromkeys(self._objects_of(work.image)))
         pause_s = self._first_pause_s
-        while missing and not work.stopped.is_set():
+        for number in itertools.count(1):
+            if not missing or work.stopped.is_set():
+                break
             work.left = len(missing)
             missing = self._round(work, missing)
+            if number == self._rounds:
+                return
             if missing and not work.stopped.is_set():
                 log.warning(
                     "image %s lacks %d objects (%s); trying again in %g s",

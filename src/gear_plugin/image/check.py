@@ -44,7 +44,7 @@ def check_index(erofs: Buffer, manifest: bytes) -> CheckedIndex:
         size = table.size(digest)
         if size is None or not chunks or len(chunks) != chunk_count(size):
             raise IndexDamaged(f"index: the chunk digests of {digest} fit no object")
-    large = sum(1 for _, size in table if chunk_count(size))
+    large = sum(map(bool, map(chunk_count, found.sizes.values())))
     if large != len(decoded.chunks):
         raise IndexDamaged("index: a large object has no chunk digests")
     for digest in decoded.profile:

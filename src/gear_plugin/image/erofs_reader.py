@@ -60,7 +60,7 @@ _LAYOUTS = {
     FORMAT_EXTENDED | layout << LAYOUT_SHIFT: layout
     for layout in (LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED)
 }
-_DIRECTORY = FILE_TYPES[Kind.DIR]
+_DIRECTORY, _FILE = FILE_TYPES[Kind.DIR], FILE_TYPES[Kind.FILE]
 _HOLE = NULL_BLOCK.to_bytes(4, "little")
 _NO_RESERVED = bytes(16)
 
@@ -309,7 +309,7 @@ class _Scanner(_Reader):
     """Walks as the reader does and keeps only counts and sizes."""
 
     _PLAIN = Inode(Kind.FILE, 0, 0, 0, 0)
-    """Stands for every plain file: their names are looked at, and nothing else."""
+    """Stands for every plain file with one name; no other name may lead to it."""
 
     def __init__(self, data: memoryview) -> None:
         super().__init__(data)
@@ -324,19 +324,34 @@ class _Scanner(_Reader):
         counts = (kinds[Kind.FILE], kinds[Kind.DIR], others, len(self._sizes), total_bytes)
         return Scan(Totals(*counts), self._sizes)
 
+    def _other(self, nid: int, file_type: int) -> Inode:
+        # The short way for nearly every name: a plain file that has no other.
+        known = self._inodes.get(nid)
+        if known is None and file_type == _FILE:
+            plain = erofs_plain.read(self._data, nid << SLOT_BITS)
+            if plain is not None and plain.links == 1:
+                self._unread -= erofs_plain.RECORD_BYTES
+                if self._unread < 0:
+                    raise IndexDamaged(f"index: inode {nid} reaches over another")
+                if self._sizes.setdefault(plain.digest, plain.size) != plain.size:
+                    raise _two_sizes(plain.digest)
+                self._inodes[nid] = self._PLAIN
+                return self._PLAIN
+        if known is self._PLAIN:
+            raise IndexDamaged(f"index: inode {nid} has more names than links")
+        return super()._other(nid, file_type)
+
     def _new(self, nid: int) -> Inode:
-        plain = self._plain(nid)
-        if plain is not None:
-            self._note(plain.digest, plain.size)
-            return self._PLAIN
         inode, _ = self._inode(nid)
-        if inode.digest is not None:
-            self._note(inode.digest.raw, inode.size)
+        if inode.digest is not None and (
+            self._sizes.setdefault(inode.digest.raw, inode.size) != inode.size
+        ):
+            raise _two_sizes(inode.digest.raw)
         return inode
 
-    def _note(self, digest: bytes, size: int) -> None:
-        if self._sizes.setdefault(digest, size) != size:
-            raise IndexDamaged(f"index: two files of different size are both sha256:{digest.hex()}")
+
+def _two_sizes(digest: bytes) -> IndexDamaged:
+    return IndexDamaged(f"index: two files of different size are both sha256:{digest.hex()}")
 
 
 def _device(place: _Place, raw: RawInode, kind: Kind) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -28,45 +27,50 @@ _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 
 
-def unpack(directory: Path, read: ReadChunk, *, lowest: bool) -> int:
-    """
-    Unpack the tar that *read* gives into the empty *directory*.
+class Unpacker:
+    """Runs `confined.untar`; *ahead*: see helper.Helper.  Thread-safe."""
 
-    Returns the bytes of its regular files.  Raises ArchiveMalformed,
-    StorageFull, Unsupported, Unavailable (the process was killed), and
-    whatever *read* raises.
-    """
-    command = [sys.executable, "-m", "gear_plugin.confined.untar", str(directory)]
-    child = subprocess.Popen(
-        command + (["--lowest"] if lowest else []),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-    )
-    assert child.stdin is not None and child.stdout is not None
-    answer = _Answer(child.stdout.fileno())
-    try:
-        _set_pipe_size(child.stdin.fileno())
-        _feed(child.stdin.fileno(), read)
-        child.stdin.close()
-        said = answer.text()
-    except BaseException:
-        child.kill()
-        raise
-    finally:
-        child.stdin.close()
-        status = child.wait()
-        child.stdout.close()
-    result = helper.answer(said)
-    if result is None and status < 0:
-        raise Unavailable(f"the process that unpacks the layer {helper.ending(status)}; try again")
-    if result is None:
-        raise ArchiveMalformed(
-            f"unpacking the layer {helper.ending(status)}; the log has its last words"
-        )
-    if "error" in result:
-        wire.raise_failure({"ok": False, **result})
-    return int(result["size"])
+    def __init__(self, *, ahead: bool = False) -> None:
+        command = (sys.executable, "-m", "gear_plugin.confined.untar")
+        self._helper = helper.Helper(command, ahead=ahead)
+
+    def unpack(self, directory: Path, read: ReadChunk, *, lowest: bool) -> int:
+        """
+        Unpack the tar that *read* gives into the empty *directory*.
+
+        Returns the bytes of its regular files.  Raises ArchiveMalformed,
+        StorageFull, Unsupported, Unavailable (the process was killed), and
+        whatever *read* raises.
+        """
+        child = self._helper.start(str(directory), *(["--lowest"] if lowest else []))
+        assert child.stdin is not None and child.stdout is not None
+        answer = _Answer(child.stdout.fileno())
+        try:
+            _set_pipe_size(child.stdin.fileno())
+            _feed(child.stdin.fileno(), read)
+            child.stdin.close()
+            said = answer.text()
+        except BaseException:
+            child.kill()
+            answer.text()
+            raise
+        finally:
+            status = self._helper.finish(child)
+        result = helper.answer(said)
+        if result is None and status < 0:
+            ending = helper.ending(status)
+            raise Unavailable(f"the process that unpacks the layer {ending}; try again")
+        if result is None:
+            raise ArchiveMalformed(
+                f"unpacking the layer {helper.ending(status)}; the log has its last words"
+            )
+        if "error" in result:
+            wire.raise_failure({"ok": False, **result})
+        return int(result["size"])
+
+    def close(self) -> None:
+        """End the process that waits for work."""
+        self._helper.close()
 
 
 def drain(read: ReadChunk) -> None:

@@ -42,7 +42,7 @@ from gear_plugin.image import (
     Manifest,
     ObjectTable,
 )
-from gear_plugin.layers.checker import Checker, check_layer
+from gear_plugin.layers.checker import Checker
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class NodeImages:
         if not _is_index(layer):
             return None
         with storage_full(self._folder / "any"), self.scratch() as temporary:
-            found = check_layer(layer, temporary / "objects", self._checker)
+            found = self._checker.check(layer, temporary / "objects")
             image = str(found["index"])
             if self.objects(image) is None:
                 self.remove(image)
@@ -207,10 +207,10 @@ def _is_index(layer: Path) -> bool:
     folder = layer / FOLDER
     if list(layer.iterdir()) != [folder] or folder.is_symlink() or not folder.is_dir():
         return False
-    entries = {f"{FOLDER}/{entry.name}": entry for entry in os.scandir(folder)}
+    entries = {f"{FOLDER}/{entry.name}": entry for entry in folder.iterdir()}
     if INDEX_NAME not in entries:
         return False
-    plain = all(entry.is_file(follow_symlinks=False) for entry in entries.values())
+    plain = all(entry.is_file() and not entry.is_symlink() for entry in entries.values())
     if not plain or set(entries) != {INDEX_NAME, MANIFEST_NAME}:
         raise IndexDamaged(
             f"an index layer holds the files {INDEX_NAME} and {MANIFEST_NAME} and nothing else"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import tempfile
 import threading
@@ -29,7 +30,7 @@ from gear_plugin.errors import IndexDamaged, LayerExists, LayerNotFound, MountFa
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import tarout
-from gear_plugin.layers.apply import ReadChunk, drain, unpack
+from gear_plugin.layers.apply import ReadChunk, Unpacker, drain
 from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.record import LayerFolder, Record
 from gear_plugin.names import parse_layer_id
@@ -76,11 +77,14 @@ class LayerStore:
         images: NodeImages,
         views: ImageViews,
         forget_image: Callable[[str], None],
+        *,
+        unpacker: Unpacker | None = None,
     ) -> None:
         self._folder = root / "containers"
         self._images = images
         self._views = views
         self._forget_image = forget_image
+        self._unpacker = unpacker or Unpacker()
         self._guard = threading.Lock()
         # Held while a layer notes the image it carries, and while an image
         # that no layer has noted is dropped.
@@ -208,7 +212,7 @@ class LayerStore:
                 raise
             index = None
             try:
-                size = unpack(folder.applying, read, lowest=not record.parents)
+                size = self._unpacker.unpack(folder.applying, read, lowest=not record.parents)
                 if not record.parents:
                     index = self._images.install(folder.applying)
                 self._carry(folder, replace(record, index=index))
@@ -236,7 +240,7 @@ class LayerStore:
         """
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            return tarout.stream(tarout.upper_items(self._layer(layer).upper))
+            return self._upper_diff(self._layer(layer).upper, parent)
         return self._compared_diff(layer, parent)
 
     def changes(self, layer: str, parent: str) -> list[diffs.Change]:
@@ -252,8 +256,7 @@ class LayerStore:
         """The bytes of the regular files in `changes`."""
         record = self._layer(layer).read()
         if self._upper_tells(record, parent):
-            upper = self._layer(layer).upper
-            return diffs.size_of(diffs.compare(None, upper), upper)
+            return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
             return diffs.size_of(diffs.compare(below, tree), tree)
 
@@ -341,6 +344,18 @@ class LayerStore:
             yield path
         finally:
             self.put(layer)
+
+    def _upper_diff(self, upper: Path, parent: str) -> Iterator[bytes]:
+        with contextlib.ExitStack() as stack:
+            below: list[bytes] = []
+
+            def is_below(name: bytes) -> bool:
+                # Mounted for the first directory that asks: most changes have none.
+                if not below:
+                    below.append(os.fsencode(stack.enter_context(self._using(parent))) + b"/")
+                return os.path.lexists(below[0] + name)
+
+            yield from tarout.stream(tarout.upper_items(upper, is_below))
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:

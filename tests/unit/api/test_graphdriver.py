@@ -180,6 +180,29 @@ def test_init_makes_home_and_may_repeat(docker: FlaskClient, tmp_path: Path) -> 
     assert (tmp_path / "gear").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "word"),
+    [
+        ("Create", '{"ID": "a", "StorageOpt": {"size": "1G"}}', "--storage-opt size"),
+        ("CreateReadWrite", '{"ID": "a", "StorageOpt": {"b": "", "a": ""}}', "--storage-opt a, "),
+        ("CreateReadWrite", '{"ID": "a", "StorageOpt": "size"}', "StorageOpt is not"),
+        ("CreateReadWrite", '{"ID": "a", "MountLabel": "system_u:object_r:x"}', "label=disable"),
+        ("Get", '{"ID": "a", "MountLabel": "system_u:object_r:x"}', "label=disable"),
+    ],
+)
+def test_what_gear_cannot_give_a_container_is_refused(
+    docker: FlaskClient, layers: Layers, name: str, body: str, word: str
+) -> None:
+    """
+    A limit or a label that is not obeyed must not look as if it were.
+    """
+    status, answer = call(docker, name, body)
+    assert status in (400, 501)
+    assert isinstance(answer, dict)
+    assert word in answer["Err"] and "\n" not in answer["Err"]
+    assert layers.calls == []
+
+
 def test_an_unknown_call_answers_in_json(docker: FlaskClient) -> None:
     """
     docker shows the raw body of an error; a page of HTML would reach the user.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from gear_plugin.errors import GearError, IndexDamaged, TimedOut, Unavailable
 from gear_plugin.layers import LayerStore, NodeImages
-from gear_plugin.layers.apply import unpack
+from gear_plugin.layers.apply import Unpacker
 from gear_plugin.layers.checker import Checker
 from tests.unit.image.indexes import index
 from tests.unit.image.trees import file, tree_of
@@ -113,12 +114,61 @@ def test_an_unpacker_that_is_killed_is_not_the_layers_fault(tmp_path: Path) -> N
     def read(size: int) -> bytes:
         piece, left[0] = left[0][:size], left[0][size:]
         if len(left[0]) < 2 * MIB:
-            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                if b"untar" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    os.kill(int(child), 9)
+            for child in children("untar"):
+                os.kill(child, 9)
         return piece
 
     (tmp_path / "layer").mkdir()
     with pytest.raises(Unavailable, match="was killed by SIGKILL; try again"):
-        unpack(tmp_path / "layer", read, lowest=True)
+        Unpacker().unpack(tmp_path / "layer", read, lowest=True)
     assert left == [b""]
+
+
+def test_helpers_that_wait_are_used_and_replaced(tmp_path: Path) -> None:
+    """
+    Started ahead, so that a layer does not wait for Python; each does one layer.
+    """
+    unpacker = Unpacker(ahead=True)
+    used = set()
+    for number in range(3):
+        while not (waiting := children("untar")):
+            pass  # it has no command line for a moment after its start
+        assert len(waiting) == 1
+        used |= waiting
+        layer = tmp_path / str(number)
+        layer.mkdir()
+        assert unpacker.unpack(layer, reading(whole()), lowest=True) > 0
+        assert (layer / ".gear/index.erofs").exists()
+    assert len(used) == 3
+    unpacker.close()
+    assert children("untar") == set()
+
+
+def test_a_helper_that_died_waiting_is_replaced(tmp_path: Path) -> None:
+    """
+    The out-of-memory killer may take one that does nothing yet.
+    """
+    unpacker = Unpacker(ahead=True)
+    while not (waiting := children("untar")):
+        pass
+    for child in waiting:
+        os.kill(child, 9)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert unpacker.unpack(tmp_path, reading(whole()), lowest=True) > 0
+    unpacker.close()
+
+
+def test_a_helper_that_is_not_needed_ends_with_its_caller() -> None:
+    """
+    Its input is closed then; it says nothing.
+    """
+    for module in ("untar", "check"):
+        command = [sys.executable, "-m", f"gear_plugin.confined.{module}"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def children(word: str) -> set[int]:
+    """The living children of this process with *word* in their command line."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(one) for one in found if word.encode() in Path(f"/proc/{one}/cmdline").read_bytes()}

@@ -163,3 +163,30 @@ def test_what_a_directory_replaces_is_removed_at_any_depth(store: LayerStore, ro
     """
     layer = unpacked(store, root, {"name": "d/" * 1500, **DIR}, {"name": "d", "data": b"x"})
     assert stat.S_ISREG((layer / "d").lstat().st_mode)
+
+
+def test_zeros_take_no_space(store: LayerStore, root: Path) -> None:
+    """
+    An image's sparse file of 64 MiB stays one; its size and its bytes are the same.
+    """
+    data = bytes(32 << 20) + b"middle" + bytes(32 << 20)
+    path = unpacked(store, root, {"name": "f", "data": data}) / "f"
+    assert path.read_bytes() == data
+    assert path.stat().st_blocks * 512 < 4 << 20
+
+
+def test_a_parent_that_was_replaced_is_looked_at_again(store: LayerStore, root: Path) -> None:
+    """
+    A directory may become a symlink between two of its files: what the path leads to then counts.
+    """
+    layer = unpacked(
+        store,
+        root,
+        {"name": "d", **DIR},
+        {"name": "e", **DIR},
+        {"name": "d/one", "data": b"1"},
+        {"name": "d", "type": b"2", "linkname": "e"},
+        {"name": "d/two", "data": b"2"},
+    )
+    assert sorted(path.name for path in (layer / "e").iterdir()) == ["two"]
+    assert os.readlink(layer / "d") == "e"
