@@ -124,6 +124,7 @@ def attributes() -> None:
             tell(f"{key} of {what}", os.setxattr, path, key, b"\0value\n")
         tell(f"access ACL of {what}", acl_of, path, "access", acl)
     tell("default ACL", acl_of, "/attributes/folder", "default", acl)
+    os.chmod(at + "same.d", 0o711)  # without a change before, Linux refuses it on EROFS
     tell("default ACL", acl_of, at + "same.d", "default", acl)
     write("/attributes/folder/inherits")
     write(at + "same.d/inherits")
@@ -140,6 +141,19 @@ def attributes() -> None:
         tell("listed", listed, path)
         os.chmod(path, 0o711)
         tell("listed", listed, path)
+    settle("/attributes")
+
+
+def capabilities_alone() -> None:
+    """Take away every attribute that a Gear layer keeps and docker's does not."""
+    changed = [b"/odd/tar/attributes/file", b"/odd/tar/attributes/acl-dir"]
+    for top in (b"/attributes", b"/odd/metadata"):
+        for folder, _, files in os.walk(top):
+            changed += [folder, *(folder + b"/" + name for name in files)]
+    for path in changed:
+        for key in os.listxattr(path, follow_symlinks=False):
+            if key.startswith(("user.", "system.posix_acl_")):
+                os.removexattr(path, key, follow_symlinks=False)
     settle("/attributes")
 
 

@@ -162,10 +162,13 @@ class Side:
         return plain(text, words)
 
     def diff(self, container: str) -> None:
-        """`docker diff`, whose order means nothing, and the size of what was written."""
+        """`docker diff`, whose order means nothing."""
         done = self.engine.docker("diff", container, check=False)
         lines = sorted(self.plain(done.stdout)) + self.plain(done.stderr)
         self.note(f"docker diff {container}", [f"status {done.returncode}", *lines])
+
+    def size(self, container: str) -> None:
+        """The bytes that were written in a container; in no symbolic links (docs/fidelity.md)."""
         size = self.do("inspect", "-s", "-f", "{{.SizeRw}}", container)
         self.note(f"bytes written in {container}", [size.strip()])
 
@@ -176,15 +179,19 @@ class Side:
         self.note(f"docker inspect {what}", self.plain("\n".join(lines)))
 
     def image(self, ref: str) -> None:
-        """An image's configuration, and its size and history above the base."""
+        """An image's configuration, and its history above the base."""
         base = ("RootFS", "Size", "VirtualSize", "RepoTags", "RepoDigests", "GraphDriver")
         self.inspected(ref, drop=base)
-        self.note(f"bytes of {ref} above the base", [str(self._size(ref) - self._size(BASE))])
         self.history(ref)
 
-    def history(self, ref: str) -> None:
+    def image_size(self, ref: str) -> None:
+        """The bytes of *ref* above the base, in all and by layer; see `size`."""
+        self.note(f"bytes of {ref} above the base", [str(self._size(ref) - self._size(BASE))])
+        self.history(ref, "{{.Size}}")
+
+    def history(self, ref: str, what: str = "{{.CreatedBy}} | {{.Comment}}") -> None:
         """The history of *ref* above the base."""
-        form = ("history", "--no-trunc", "--format", "{{.CreatedBy}} | {{.Size}} | {{.Comment}}")
+        form = ("history", "--no-trunc", "--format", what)
         above = len(self.do(*form, ref).splitlines()) - len(self.do(*form, BASE).splitlines())
         self.note(f"history of {ref}", self.plain(self.do(*form, ref))[:above])
 

@@ -59,7 +59,7 @@ def listing(stream: IO[bytes], reading: Reading) -> Listing:
             rest = sum(map(len, iter(lambda: counted.read(_CHUNK_BYTES), b"")))
             lines.append(f"end: {BLOCK + rest} bytes")
             break
-        timeless &= not reading.recent(_number(header[136:148]))
+        timeless &= not reading.recent(_number(header[136:148])) and not _is_whiteout(header)
         if not reading.meaning:
             lines.append(_line(header, counted, reading))
         elif header[156:157] == b"x":
@@ -95,6 +95,8 @@ def _line(header: bytes, stream: _Counted, reading: Reading) -> str:
         data = stream.read(size + -size % BLOCK)[:size]
         return f"  {_text(header[:100])} {flag.decode()} {_rest(header)} {data!r}"
     content = "".join(_hashed(stream, size))
+    if _is_whiteout(header):
+        return f"{_text(header[:100])} {_number(header[100:108]):o} {size} {_rest(header)}".rstrip()
     mtime = _number(header[136:148])
     when = "now" if reading.recent(mtime) else f"{mtime}"
     if header[:100].strip(b"\0/") in reading.untimed:
@@ -110,6 +112,17 @@ def _line(header: bytes, stream: _Counted, reading: Reading) -> str:
     if link := header[157:257].rstrip(b"\0"):
         words.append(f"-> {_text(link)}")
     return " ".join([*words, _rest(header), content]).rstrip()
+
+
+def _is_whiteout(header: bytes) -> bool:
+    """
+    Whether this says that a name is gone.
+
+    overlay2 gives it the time, the owner and, as a link, the name of the first
+    file that was deleted in that container: an accident, which is not compared.
+    """
+    base = header[:100].rstrip(b"\0").rpartition(b"/")[2]
+    return base.startswith(b".wh.") and not base.startswith(b".wh..wh.")
 
 
 def _meant(header: bytes, records: dict[bytes, bytes], stream: _Counted, reading: Reading) -> str:

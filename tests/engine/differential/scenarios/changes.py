@@ -55,6 +55,17 @@ def odd(side: Side) -> None:
     looked_at(side, "odd-again", code, "again", look=("/odd",), on=changed)
 
 
+def attributes(side: Side) -> None:
+    """user.*, ACLs and capabilities in a container; what of it docker has in a layer as well."""
+    code = inspect.getsource(inside)
+    look = ("/odd/metadata", "/odd/copied", "/attributes", "/odd/tar/attributes")
+    side.started("d-before")
+    side.python("d-before", code + "\nattributes()\n")
+    side.diff("d-before")
+    side.seen("d-before", *look)
+    looked_at(side, "attributes", code + "\nattributes()\ncapabilities_alone()\n", look=look)
+
+
 def twice(side: Side) -> None:
     """A layer that undoes what the layer below it did, which undid the image's."""
     code = inspect.getsource(inside)
@@ -68,7 +79,7 @@ ALL: tuple[Scenario, ...] = (
     twice,
     _inside(inside.nothing_really, "/odd/metadata", "/odd/copied", "/odd/links"),
     _inside(inside.metadata_only, "/odd/metadata", "/odd/replaced", "/odd/copied"),
-    _inside(inside.attributes, "/odd/metadata", "/odd/copied", "/attributes"),
+    attributes,
     _inside(inside.renames, "/odd/metadata", "/odd/replaced", "/odd/links", "/renames"),
     _inside(inside.linked, "/odd/links", "/linked"),
     _inside(inside.specials, "/odd/specials", "/specials"),

@@ -28,6 +28,7 @@ def committed(side: Side) -> None:
         ref = f"differential/committed:{number}"
         side.docker("commit", *words, "d-work", ref, label=f"docker commit {number}")
         side.image(ref)
+        side.image_size(ref)
         side.layers(ref)
     side.run(image="differential/committed:1")
     side.run("cat", "/odd/metadata/same", image="differential/committed:0")

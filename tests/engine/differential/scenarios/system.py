@@ -13,14 +13,16 @@ def usage(side: Side) -> None:
     """`docker system df` counts what containers wrote, what volumes hold, what images add."""
     side.started("d-writes", "-v", "d-holds:/vol")
     script = (
-        "head -c 100000 /dev/zero > /a; ln /a /b; ln -s /a /c; head -c 5000 /dev/zero > /vol/x;"
+        "head -c 100000 /dev/zero > /a; ln /a /b; head -c 5000 /dev/zero > /vol/x;"
         "echo >> /odd/contents/4095; rm -r /odd/names; chmod 600 /odd/contents/1048576; mkdir /d;"
         "truncate -s 3M /hole; mkfifo /f; rm /odd/contents/1048577; :> /etc/issue"
     )
     side.do("exec", "d-writes", "sh", "-c", script)
     side.diff("d-writes")
+    side.size("d-writes")
     side.do("commit", "d-writes", "differential/written:1")
     side.image("differential/written:1")
+    side.image_size("differential/written:1")
     side.started("d-idle", image="differential/written:1")
     found = json.loads(side.do("system", "df", "-v", "--format", "{{json .}}"))
     side.note("containers", sorted(f"{one['Names']} {one['Size']}" for one in found["Containers"]))
