@@ -35,7 +35,7 @@ ENTRYPOINT ["sh", "-c"]
 
 FROM differential/base:1
 COPY --from=first /odd/metadata /from/metadata
-COPY --from=first /odd/replaced /odd/specials/fifo /from/more/
+COPY --from=first /odd/replaced /odd/modes/owner-1 /from/more/
 COPY --from=first /tmp/who /tmp/
 COPY --from=0 /odd/links /from/links
 COPY --from=differential/base:1 /odd/copied /from/image
