@@ -89,7 +89,7 @@ class Engine:
         command += ["--live-restore"] if self.live_restore else []
         with (self.workdir / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                inside(self._netns, command),
+                self._launch(command),
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._env},
@@ -99,6 +99,10 @@ class Engine:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise EngineError(f"dockerd did not come up on {driver}:\n{self.log_tail()}")
             time.sleep(0.2)
+
+    def _launch(self, command: list[str]) -> list[str]:
+        """How *command* is run, so that it has the process id that it would have by itself."""
+        return inside(self._netns, command)
 
     def stop(self) -> None:
         """SIGTERM, and wait: containerd needs a few seconds."""
@@ -136,8 +140,8 @@ class Engine:
     def remove(self) -> None:
         """Stop and delete everything."""
         self.stop()
-        shutil.rmtree(self.workdir, ignore_errors=True)
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        # Images have trees that are deeper than Python 3.11 removes.
+        subprocess.run(["rm", "-rf", str(self.workdir), str(self._sockets)], check=True)
 
     def docker(
         self,

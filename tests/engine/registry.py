@@ -8,6 +8,7 @@ is written to /etc.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -55,6 +56,11 @@ class Registry:
         """`<host>:<port>`, once started."""
 
     @property
+    def folder(self) -> Path:
+        """Where all of its files are, the certificates among them."""
+        return self._folder
+
+    @property
     def client_environ(self) -> dict[str, str]:
         """What makes a Go program trust this registry."""
         return {"SSL_CERT_FILE": str(self._folder / "ca.pem")}
@@ -96,6 +102,19 @@ class Registry:
         """The bytes of everything the registry holds."""
         files = (self._folder / "storage").rglob("*")
         return sum(path.stat().st_size for path in files if path.is_file())
+
+    def layers(self, ref: str) -> list[Path]:
+        """The stored layers, compressed as they were pushed, of *ref* (`name:tag`, no address)."""
+        name, _, tag = ref.rpartition(":")
+        top = self._folder / "storage/docker/registry/v2"
+        link = top / f"repositories/{name}/_manifests/tags/{tag}/current/link"
+        manifest = json.loads(self._blob(link.read_text()).read_text())
+        return [self._blob(layer["digest"]) for layer in manifest["layers"]]
+
+    def _blob(self, digest: str) -> Path:
+        kind, _, value = digest.partition(":")
+        blobs = self._folder / "storage/docker/registry/v2/blobs"
+        return blobs / kind / value[:2] / value / "data"
 
     def _listens(self) -> bool:
         connect = f"exec 3<>/dev/tcp/{self.address.replace(':', '/')}"
