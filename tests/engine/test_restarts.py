@@ -231,29 +231,29 @@ def test_a_disabled_plugin_mounts_no_container_a_second_time(
 
 
 @pytest.mark.parametrize(
-    "restart",
-    [restart_engine, kill_engine, pytest.param(kill_both, marks=pytest.mark.full)],
-    ids=_name,
+    "restarts",
+    [(restart_engine, kill_engine), pytest.param((kill_both,), marks=pytest.mark.full)],
+    ids=["engine", "both"],
 )
 def test_containers_that_end_with_their_engine_start_again(
-    containers: list[Container], node: Node, restart: Callable[[Node], None]
+    containers: list[Container], node: Node, restarts: tuple[Callable[[Node], None], ...]
 ) -> None:
     """
     Without live-restore: dockerd ends them, or finds them and ends them then.
     """
+    docker = node.engine.docker
     node.engine.live_restore = False
-    restart_engine(node)  # so that this dockerd is one without
-    for container in containers:
-        node.engine.docker("start", container.name)
     try:
-        restart(node)
+        restart_engine(node)  # so that this dockerd is one without
+        for restart in restarts:
+            docker("start", *(container.name for container in containers))
+            restart(node)
+            assert docker("ps", "-q").stdout == ""
+            assert [container.mounted() for container in containers] == [0, 0]
     finally:
         node.engine.live_restore = True
-    running = node.engine.docker("ps", "-q").stdout
-    assert running == ""
     for container in containers:
-        assert container.mounted() == 0
-        node.engine.docker("start", container.name)
+        docker("start", container.name)
         assert container.reads("/late.sums")
     started_anew(containers)
     restart_engine(node)

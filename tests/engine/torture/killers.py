@@ -18,11 +18,15 @@ from tests.engine.world import Node, wait_until
 
 RECOVERY_S = 25.0
 """For this long after a kill, and after whatever it broke was back, a call may fail."""
+_VICTIMS = 5
 
 
 @dataclass
 class Killers:
-    """One thread that kills; *pause_s* is the mean time between two kills."""
+    """
+    One thread that kills: everybody once, in random order, and then whom it likes.
+    *pause_s* is the mean time between two kills.
+    """
 
     node: Node
     chance: random.Random
@@ -45,6 +49,11 @@ class Killers:
         self._thread.join(120)
         assert not self._thread.is_alive(), "the killer itself hangs"
 
+    @property
+    def had_everybody(self) -> bool:
+        """Whether each has been killed, or the killer has given up."""
+        return len(self.kills) == _VICTIMS or bool(self.failures)
+
     def near(self, started: float) -> bool:
         """Whether a call that began at *started* and failed now may blame a kill."""
         return any(moment > started - RECOVERY_S for moment in list(self._moments))
@@ -57,8 +66,9 @@ class Killers:
             "plugin": self._plugin,
             "dockerd": self._engine,
         }
+        first = self.chance.sample(list(steps), _VICTIMS)
         while not self._stop.wait(self.chance.expovariate(1 / self.pause_s)):
-            name = self.chance.choice(list(steps))
+            name = first.pop() if first else self.chance.choice(list(steps))
             try:
                 self._moments.append(time.monotonic())
                 steps[name]()

@@ -58,7 +58,9 @@ def torture(
             try:
                 item = todo.get_nowait()
             except queue.Empty:
-                break
+                if killers.had_everybody:
+                    break
+                item = "lifecycle"
             try:
                 if item == "lifecycle":
                     worker.lifecycle()

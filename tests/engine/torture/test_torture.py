@@ -24,7 +24,7 @@ from tests.engine.world import Gear, Node, install
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
-SHORT = Plan(lifecycles=14, applies=4, pulls=2, parallel=4, pause_s=8, limit_s=40)
+SHORT = Plan(lifecycles=14, applies=4, pulls=2, parallel=4, pause_s=3, limit_s=50)
 LONG = Plan(lifecycles=500, applies=50, pulls=30, parallel=20, pause_s=12, limit_s=5400)
 
 

@@ -244,7 +244,7 @@ class Worker:
             try:
                 return call()
             except CallFailed as error:
-                if any(word in str(error) for word in _WRONG):
+                if _is_wrong(what, str(error)):
                     raise Unexplained(f"{self._prefix}: {what}: {error}") from error
                 if what == "restart" and any(word in str(error) for word in _DOCKERS_OWN):
                     raise LostByDocker from error
@@ -290,12 +290,22 @@ class Unexplained(Exception):
 
 _WRONG = ("no such file or directory", "sha256sum: can't open", "FAILED")
 """What is never allowed: a container without its files, or with others."""
+_UNCACHED = ("run after pull", "exec late")
+_UNFETCHED = ("Transport endpoint is not connected", "Input/output error", "connection abort")
+"""What a file that is not on the node may say while the FUSE daemon or the client is away."""
 _DOCKERS_OWN = ("already exists", "id already in use", "No such container")
 """
 What a dockerd that was killed in the middle of a restart never recovers from, on
 any storage driver: its containerd still has a task that it does not know.
 """
 _CHANGED = ("/errors", "/rounds", "/token", "/")
+
+
+def _is_wrong(what: str, said: str) -> bool:
+    """Whether no kill excuses what docker, or a command in a container, said."""
+    if what in _UNCACHED and any(word in said for word in _UNFETCHED):
+        return False
+    return any(word in said for word in _WRONG)
 
 
 def _check(sums: str) -> tuple[str, ...]:
