@@ -80,6 +80,10 @@ class EtcdServer:
         """It is there and answers nobody."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Threads that are running stop a moment later, on a busy machine an answer later.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        while any(_state(task) != "T" for task in tasks.iterdir()):
+            time.sleep(0.01)
 
     def resume(self) -> None:
         """After `pause`."""
@@ -91,3 +95,8 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _state(task: Path) -> str:
+    """The state of a thread, a letter (proc(5), /proc/pid/stat, field 3)."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
