@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.unix_http import UnixConnection
+
 _TIMEOUT_S = 120.0
 _ACCEPT = {"Accept": "application/vnd.docker.plugins.v1.2+json"}
 
@@ -30,7 +32,7 @@ class Refused(Exception):
 class Driver:
     """The calls; *path* is the socket."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
 
     def create(self, layer: str, parent: str = "", *, writable: bool = False) -> None:
@@ -114,7 +116,7 @@ class Driver:
     def broken_off(self, layer: str, parent: str, tar: bytes) -> None:
         """Begin an ApplyDiff and hang up before the last chunk."""
         with socket.socket(socket.AF_UNIX) as line:
-            line.connect(self._path)
+            line.connect(str(self._path))
             line.sendall(
                 f"POST /GraphDriver.ApplyDiff?id={layer}&parent={parent} HTTP/1.1\r\n"
                 "Host: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -125,22 +127,11 @@ class Driver:
     def _post(
         self, target: str, body: bytes | Iterable[bytes]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = _UnixConnection(self._path)
+        connection = UnixConnection(self._path, _TIMEOUT_S)
         chunked = not isinstance(body, bytes)
         headers = _ACCEPT | ({"Transfer-Encoding": "chunked"} if chunked else {})
         connection.request("POST", target, body, headers, encode_chunked=chunked)
         return connection, connection.getresponse()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("plugin.moby.localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _body(**message: object) -> bytes:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from gear_plugin.image import Inode, Kind, Tree
 from gear_plugin.rootfs import mounts, unmount
 from tests.unit.image.indexes import index
 from tests.unit.layers.layer_damage import whole
+from tests.unix_http import UnixConnection
 
 _START_S = 60.0
 """Generous: a start takes 2 s, on a busy machine ten times as long."""
@@ -219,7 +218,7 @@ class Node:
         return (self.run / "fuse.json").exists()
 
     def _post(self, path: str, body: bytes) -> dict[str, Any]:
-        connection = _UnixConnection(self._socket, timeout=_START_S)
+        connection = UnixConnection(self._socket, _START_S)
         try:
             connection.request("POST", path, body)
             answer = connection.getresponse()
@@ -233,17 +232,6 @@ class Node:
 
 class DriverError(Exception):
     """What docker would show: status and text."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _tree(files: Mapping[str, bytes]) -> Tree:
