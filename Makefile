@@ -40,7 +40,7 @@ fuzz: build/.ready                ## FUZZ_SECONDS for each parser; atheris guide
 plugin: build/.ready              ## plugin/rootfs, ready for `docker plugin create gear/graphdriver plugin`
 	$(PY) -m tests.engine.plugin
 
-bench: build/.ready               ## overlay2 and Gear side by side, 15 minutes; ARGS="--quick" and more
+bench: build/.ready               ## overlay2 and Gear side by side, three quarters of an hour; ARGS="--quick" and more
 	$(PY) -m bench $(ARGS)
 
 bench-full: build/.ready          ## the same with every image and more repetitions: hours

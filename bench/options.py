@@ -23,7 +23,7 @@ DEFAULT_IMAGES = ("web", "nginx", "scipy")
 
 @dataclass(frozen=True)
 class Options:
-    """The defaults are those of `make bench`: about 25 minutes on two cores."""
+    """The defaults are those of `make bench`: 45 minutes on two cores."""
 
     images: tuple[str, ...] = DEFAULT_IMAGES
     ways: tuple[str, ...] = WAYS
