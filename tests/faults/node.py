@@ -48,7 +48,9 @@ class Node:
         # The sockets' paths must be short.
         self.run = Path(tempfile.mkdtemp(prefix="gear-node-"))
         self.log = base / "log"
+        # Without profiles what is read is what a test opens.
         defaults = {"fetch_stall_s": 2, "fetch_timeout_s": 5, "log_level": "debug"}
+        defaults |= {"start_profiles": "false"}
         values = {"root": self.root, "run": self.run, "store": self.store, **defaults, **settings}
         self._environment = {
             **os.environ,

@@ -20,8 +20,9 @@ WANTED = ("f007", "f003", "f021")
 @pytest.fixture
 def two_nodes(make_node: MakeNode, tmp_path: Path) -> Iterator[tuple[Node, Node]]:
     """Two nodes on one store."""
-    one = make_node(FILES, base=tmp_path / "one", store=tmp_path / "one/store")
-    other = make_node(FILES, base=tmp_path / "two", store=tmp_path / "one/store")
+    settings = {"store": tmp_path / "one/store", "start_profiles": "true"}
+    one = make_node(FILES, base=tmp_path / "one", **settings)
+    other = make_node(FILES, base=tmp_path / "two", **settings)
     one.start()
     other.start()
     yield one, other

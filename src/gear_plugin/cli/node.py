@@ -94,7 +94,7 @@ def local_server(config: Config) -> LocalServer:
     starts = None
     if config.start_profiles:
         profiles = DirectoryProfiles(Path(config.store))
-        starts = Starts(fetcher, profiles, images.object_size)
+        starts = Starts(fetcher, profiles, images.object_size, cache.room_bytes)
     return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts)
 
 

@@ -228,6 +228,17 @@ class Cache:
         with self._lock:
             return Usage(self._objects, self._bytes, self._limit_bytes)
 
+    def room_bytes(self) -> int:
+        """What could be added without evicting anything: on the disk, and below the limit."""
+        try:
+            found = os.statvfs(self._public)
+        except OSError as error:
+            raise self._unavailable(error) from error
+        free_bytes = found.f_bavail * found.f_frsize
+        if self._limit_bytes:
+            free_bytes = min(free_bytes, self._limit_bytes - self.usage().size_bytes)
+        return max(free_bytes, 0)
+
     def checkpoint(self) -> None:
         """
         Make all that was published until now survive a power failure.

@@ -10,9 +10,12 @@ that is on its way waits for it.  Nobody has to run or to configure anything.
 
 A profile only ever gains objects, up to LIMIT_BYTES of content, lest one
 container that reads everything makes every later start a download of the whole
-image.  What comes from the store is not trusted: only objects of the image
-itself are fetched.  Safe from any thread; whatever waits for the store does so
-in a thread of its own that nobody waits for.
+image.  And no more is fetched ahead than a part of the room there is: objects
+of a mounted image cannot be evicted, and what is opened goes first.
+
+What comes from the store is not trusted: only objects of the image itself are
+fetched.  Safe from any thread; whatever waits for the store does so in a
+thread of its own that nobody waits for.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from gear_plugin.digest import Digest
 log = logging.getLogger(__name__)
 
 LIMIT_BYTES = 256 << 20
+_SHARE_OF_ROOM = 0.25
 
 
 class Profiles(Protocol):
@@ -57,6 +61,7 @@ class Starts:
     Learns start profiles, and fetches what they name through *fetcher*.
 
     *size_of* tells an object's size by an image's index; None: it is not in it.
+    *room_bytes* tells how much the cache can still take.
     A start is over *window_s* after the mount, or when nothing was missing for
     *quiet_s*.
     """
@@ -66,6 +71,7 @@ class Starts:
         fetcher: Fetcher,
         profiles: Profiles,
         size_of: Callable[[Digest, Digest], int | None],
+        room_bytes: Callable[[], int],
         *,
         width: int = 8,
         window_s: float = 60.0,
@@ -73,6 +79,7 @@ class Starts:
     ) -> None:
         self._profiles = profiles
         self._size_of = size_of
+        self._room_bytes = room_bytes
         self._ahead = Completer(fetcher, self._wanted, width=width, rounds=1)
         self._window_s = window_s
         self._quiet_s = quiet_s
@@ -115,14 +122,16 @@ class Starts:
         self._ahead.stop_all()
 
     def _wanted(self, image: Digest) -> Iterator[Digest]:
-        wanted = self._within_limits(image, self._profiles.load(image))
+        limit_bytes = min(LIMIT_BYTES, int(self._room_bytes() * _SHARE_OF_ROOM))
+        wanted = self._within_limits(image, self._profiles.load(image), limit_bytes)
         if wanted:
             log.info("image %s: fetching %d objects ahead", image.hex[:12], len(wanted))
         return iter(wanted)
 
-    def _within_limits(self, image: Digest, digests: Iterable[Digest]) -> list[Digest]:
+    def _within_limits(
+        self, image: Digest, digests: Iterable[Digest], left_bytes: int
+    ) -> list[Digest]:
         """Those of the image, until they are too much."""
-        left_bytes = LIMIT_BYTES
         kept = []
         for digest in dict.fromkeys(digests):
             size_bytes = self._size_of(image, digest)
@@ -143,7 +152,7 @@ class Starts:
         try:
             if opened:
                 known = self._profiles.load(start.image)
-                wanted = self._within_limits(start.image, [*known, *opened])
+                wanted = self._within_limits(start.image, [*known, *opened], LIMIT_BYTES)
                 if wanted != known and self._profiles.save(start.image, wanted):
                     log.info("image %s: a start wants %d objects", start.image.hex, len(wanted))
         except Exception:

@@ -48,6 +48,23 @@ def files(root: Path) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
+def test_room_is_what_disk_and_limit_leave(root: Path) -> None:
+    """In bytes; never less than nothing."""
+    free = Cache(root, 0).room_bytes()
+    assert 0 < free <= shutil.disk_usage(root).total
+    limited = Cache(root, 50_000)
+    limited.admit(NGINX)
+    assert limited.room_bytes() == 50_000
+    for number in range(3):
+        content = b"%d" % number * 10_000
+        limited.publish(NGINX, Digest.of(content), iter([content]))
+    assert limited.room_bytes() == 50_000 - limited.usage().size_bytes < 50_000
+    for number in range(4):
+        content = b"%d" % number * 20_000
+        limited.publish(NGINX, Digest.of(content), iter([content]))
+    assert limited.room_bytes() == 0
+
+
 def test_published_object_is_one_inode_under_two_names(cache: Cache, root: Path) -> None:
     """Public and private name, whole content, readable by root alone."""
     content = b"abc"

@@ -82,7 +82,9 @@ def make(fetcher: Fetcher, profiles: Noted) -> Iterator[Callable[..., Starts]]:
     made: list[Starts] = []
 
     def make(**settings: float) -> Starts:
-        made.append(Starts(fetcher, profiles, size_of, **{"quiet_s": 0.2} | settings))  # type: ignore[arg-type]
+        room = int(settings.pop("room_bytes", 10**9))
+        timing = {"quiet_s": 0.2} | settings
+        made.append(Starts(fetcher, profiles, size_of, lambda: room, **timing))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -152,6 +154,19 @@ def test_only_the_images_own_objects_and_not_too_many(
     assert profiles.saved.wait(10)
     assert profiles.kept[IMAGE] == OBJECTS[:10]
     assert fetcher.counts().objects == 10
+
+
+def test_a_nearly_full_disk_is_left_to_what_is_opened(
+    make: Callable[..., Starts], profiles: Noted, cache: Cache, fetcher: Fetcher
+) -> None:
+    """
+    What was fetched ahead of a running container could not be evicted again.
+    """
+    profiles.kept[IMAGE] = list(OBJECTS)
+    make(room_bytes=24).mounted(IMAGE)  # a quarter of it holds three
+    eventually(lambda: cache.has(OBJECTS[2]))
+    time.sleep(0.2)
+    assert fetcher.counts().objects == 3
 
 
 def test_opens_long_after_the_start_teach_nothing(
