@@ -39,9 +39,10 @@ SHORT = (
 )
 """For an engine beside the first: what touches the driver, each way once."""
 
-_ORDINARY = (
-    *("running-read_only", "changes-odd", "changes-linked", "volumes-copied_up"),
-    *("images-registry", "builds-classic", "system-usage"),
+_GEAR = (
+    *("running-privileges", "changes-odd", "changes-attributes", "changes-renames"),
+    *("files-copied_in", "images-registry", "builds-buildkit", "system-usage"),
 )
-QUICK = {"gear": SHORT, "ordinary": _ORDINARY}
+_ORDINARY = ("changes-linked", "images-committed", "builds-classic")
+QUICK = {"gear": _GEAR, "ordinary": _ORDINARY}
 """What `make test` has time for, by the image that it runs on."""
