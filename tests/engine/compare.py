@@ -9,6 +9,7 @@ GNU tar's list and digest of what `docker export` sends.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import resource
@@ -20,6 +21,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tests.engine.engine import Engine
+
+_ZEROS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Seen:
     mtime_ns: int
     size: int
     hollow: bool
-    """Bytes but no blocks: `tar -S` and others take such a file for zeros without reading it."""
+    """Bytes but no blocks, which is true of zeros alone: `tar -S` does not read such a file."""
     links: int
     device: int
     target: bytes
@@ -154,6 +157,8 @@ def _look(folder: int, name: bytes, status: os.stat_result) -> Seen:
     # There is no listxattrat before Linux 6.13; this is short whatever the path.
     full = b"/proc/self/fd/%d/%s" % (folder, name)
     xattrs = sorted(os.listxattr(full, follow_symlinks=False))
+    content = _hash(folder, name) if kind == stat.S_IFREG else ""
+    hollow = kind == stat.S_IFREG and status.st_size > 0 and status.st_blocks == 0
     return Seen(
         kind=oct(kind),
         mode=stat.S_IMODE(status.st_mode),
@@ -162,13 +167,21 @@ def _look(folder: int, name: bytes, status: os.stat_result) -> Seen:
         mtime_ns=status.st_mtime_ns,
         # A directory's size and links are the filesystem's own affair.
         size=0 if directory else status.st_size,
-        hollow=kind == stat.S_IFREG and status.st_size > 0 and status.st_blocks == 0,
+        hollow=hollow and content != _hash_of_zeros(status.st_size),
         links=0 if directory else status.st_nlink,
         device=status.st_rdev,
         target=os.readlink(name, dir_fd=folder) if kind == stat.S_IFLNK else b"",
         xattrs=tuple((attr, os.getxattr(full, attr, follow_symlinks=False)) for attr in xattrs),
-        content=_hash(folder, name) if kind == stat.S_IFREG else "",
+        content=content,
     )
+
+
+@functools.cache
+def _hash_of_zeros(size: int) -> str:
+    found = hashlib.sha256()
+    for at in range(0, size, _ZEROS_BYTES):
+        found.update(bytes(min(_ZEROS_BYTES, size - at)))
+    return found.hexdigest()
 
 
 def _hash(folder: int, name: bytes) -> str:
