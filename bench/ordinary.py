@@ -117,9 +117,7 @@ class Ordinary:
         name = docker(*words, self._base, "3600").stdout.strip()
         try:
             docker("exec", "--user", "0", name, "python3", "-c", _WRITE)
-            self._add(
-                "commit_s", BASE, system, lambda: docker("commit", "-q", name, "bench/commit")
-            )
+            self._add("commit_s", BASE, system, lambda: docker("commit", name, "bench/commit"))
         finally:
             docker("rm", "-f", name)
 
