@@ -94,7 +94,7 @@ class Ordinary:
         """Once each: containers one after another, many at once, and the removal of many."""
         docker, ref = system.engine.docker, system.ref(BASE, self._registry)
         docker("pull", "-q", ref)
-        container = ("--network", "none", ref, "true")
+        container = ("--network", "none", "--entrypoint", "true", ref)
         run = ("run", "--rm", *container)
         docker(*run)
 
