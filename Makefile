@@ -10,7 +10,7 @@ demo: build/.ready                ## the main job, nothing to configure
 
 test: check test-faults test-engine ## everything
 
-check: build/.ready               ## seconds: lint, types, imports, unit and contract tests
+check: build/.ready               ## minutes: lint, types, imports, unit and contract tests
 	$(VENV)/bin/ruff check -q .
 	$(VENV)/bin/ruff format -q --check .
 	$(VENV)/bin/mypy
