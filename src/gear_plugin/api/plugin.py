@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from gear_plugin.errors import (
@@ -52,6 +53,16 @@ def plugin_app(implements: Sequence[str]) -> Flask:
     app.register_error_handler(GearError, _gear_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
+
+    @app.before_request
+    def begin() -> None:
+        g.begun = time.monotonic()
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        call, begun = request.path, g.begun
+        response.call_on_close(lambda: log.debug("%s took %.3f s", call, time.monotonic() - begun))
+        return response
 
     @app.post("/Plugin.Activate")
     def activate() -> Response:

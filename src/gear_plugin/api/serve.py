@@ -6,15 +6,40 @@ One worker process, because reference counts live in it, with many threads: a
 single-threaded worker would wait for itself.  Connections are not kept alive:
 docker never retires idle ones, and one that is closed while a request is on
 its way makes docker repeat the call with an empty body.
+
+gunicorn (since 24) closes a connection in its accept loop, where it waits up
+to 2 s for the peer to close first.  docker does not while it still works on
+the tar that it was sent, so every `docker build` and `docker commit` would
+wait; and anyone who keeps connections open would hold up everyone.  Here the
+thread that served a connection closes it.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+
+class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
+    def handle(self, conn: TConn) -> object:
+        again = super().handle(conn)
+        if not again:
+            conn.close = _already_closed
+            if conn.sock.family == socket.AF_UNIX:
+                util.close(conn.sock)  # what was sent can still be read
+            else:
+                util.close_graceful(conn.sock)
+        return again
+
+
+def _already_closed(graceful: bool = False) -> None:
+    pass
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
@@ -41,7 +66,7 @@ def serve(make_app: Callable[[], Flask], bind: str, *, threads: int, log_level: 
         "bind": bind,
         "workers": 1,
         "threads": threads,
-        "worker_class": "gthread",
+        "worker_class": _Worker,
         "keepalive": 0,
         "timeout": 0,
         "control_socket_disable": True,

@@ -7,7 +7,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from gear_plugin.errors import (
     ImageNotFound,
     TimedOut,
 )
+from tests.waiting import eventually
 
 IMAGE = Digest.of(b"index")
 HERE, ABSENT = Digest.of(b"here"), Digest.of(b"absent")
@@ -62,13 +63,6 @@ class Node:
         self.server.stop()
         self.thread.join(5)
         assert not self.thread.is_alive()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in 5 s"
-        time.sleep(0.005)
 
 
 @pytest.fixture

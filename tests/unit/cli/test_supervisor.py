@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from gear_plugin.cli.supervisor import Child, Supervisor
 from gear_plugin.errors import Conflict
 from gear_plugin.rootfs import Generation, LazyLayer
+from tests.waiting import eventually
 
 SUPERVISE = """
 import sys
@@ -61,17 +61,10 @@ def test_a_child_is_started_again_after_a_growing_pause() -> None:
     assert pauses == sorted(pauses)
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def supervised(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     process = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(tmp_path)])
-    wait_for((tmp_path / "healed").exists)
+    eventually((tmp_path / "healed").exists)
     yield tmp_path, process
     process.terminate()
     assert process.wait(10) == 0
@@ -87,7 +80,7 @@ def test_a_killed_fuse_daemon_comes_back_as_a_new_generation_and_heals(
     lazy = LazyLayer(run)
     first = lazy.current(5)
     os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: (run / "healed").read_text() == "xx")
+    eventually(lambda: (run / "healed").read_text() == "xx")
     second = lazy.current(5)
     assert second.pid != first.pid
 
@@ -105,7 +98,7 @@ def test_a_new_client_is_told_what_to_complete_until_it_listens(
     for child in children:
         if int(child) != fuse:
             os.kill(int(child), signal.SIGKILL)
-    wait_for(lambda: (run / "resumed").exists() and (run / "resumed").read_text() == "xxx")
+    eventually(lambda: (run / "resumed").exists() and (run / "resumed").read_text() == "xxx")
 
 
 def test_a_stopped_supervisor_leaves_no_process_and_no_generation(tmp_path: Path) -> None:
@@ -113,7 +106,7 @@ def test_a_stopped_supervisor_leaves_no_process_and_no_generation(tmp_path: Path
     SIGTERM ends all three.
     """
     process = subprocess.Popen([sys.executable, "-c", SUPERVISE, str(tmp_path)])
-    wait_for((tmp_path / "healed").exists)
+    eventually((tmp_path / "healed").exists)
     fuse = LazyLayer(tmp_path).current(5).pid
     process.terminate()
     assert process.wait(10) == 0

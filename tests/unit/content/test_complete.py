@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,11 @@ import pytest
 from gear_plugin.content import Cache, Completer, Fetcher, MemoryStore
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ImageNotFound
+from tests.waiting import eventually
 
 NGINX = Digest.of(b"nginx index")
 CONTENTS = [b"%d" % number for number in range(50)]
 OBJECTS = [Digest.of(content) for content in CONTENTS]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in 5 s"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from gear_plugin.errors import (
     StorageUnavailable,
     TimedOut,
 )
+from tests.waiting import eventually
 
 NGINX, PYTHON = Digest.of(b"nginx index"), Digest.of(b"python index")
 STALL_S = 0.25
@@ -112,13 +113,6 @@ def in_threads(number: int, call: Callable[[], None]) -> list[GearError]:
     for thread in threads:
         thread.join()
     return errors
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in 5 s"
-        time.sleep(0.005)
 
 
 def test_miss_then_hit(cache: Cache, tmp_path: Path) -> None:

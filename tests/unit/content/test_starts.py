@@ -20,18 +20,12 @@ from gear_plugin.content import (
 )
 from gear_plugin.content.profiles import MAX_OBJECTS
 from gear_plugin.digest import Digest
+from tests.waiting import eventually
 
 IMAGE = Digest.of(b"the index")
 CONTENTS = [b"%d" % number for number in range(40)]
 OBJECTS = [Digest.of(content) for content in CONTENTS]
 OTHER = Digest.of(b"of another image")
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in 10 s"
-        time.sleep(0.005)
 
 
 class Noted:
