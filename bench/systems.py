@@ -79,13 +79,11 @@ class System:
         driver = self.engine.data_root / OVERLAY2
         for layer in driver.glob("*/diff"):
             self.disk.set_aside(layer, driver / "aside")
-        # A build's image goes with its tag and takes those it was made from along;
-        # one of these named too early is refused.
-        names = self.engine.docker("images", "--format", "{{.ID}}", "--filter", "dangling=false")
-        for refs in (names.stdout.split(), self.engine.docker("images", "-q").stdout.split()):
-            left = set(refs).intersection(self.engine.docker("images", "-q").stdout.split())
-            if left:
-                self.engine.docker("rmi", "-f", *sorted(left))
+        # One that others were made from is refused until they are gone.
+        while images := set(self.engine.docker("images", "-q").stdout.split()):
+            self.engine.docker("rmi", "-f", *sorted(images), check=False)
+            if images == set(self.engine.docker("images", "-q").stdout.split()):
+                raise EngineError(f"{self.name}: these images cannot be removed: {images}")
         if self.way:
             root = Node(self.engine, self.share.folder).inner_root
             for cache in ("public", "private"):
