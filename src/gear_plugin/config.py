@@ -104,6 +104,39 @@ class Config(BaseModel):
     docker_config: Path | None = None
     """The folder of docker's `config.json` with logins; None: DOCKER_CONFIG, or `~/.docker`."""
 
+    manager: str = ""
+    """The cluster's manager, `HOST[:PORT]` (2019 if not said); empty: this node is on its own."""
+
+    token: str = ""
+    """The cluster's token, as `gear token` prints it."""
+
+    listen: str = "0.0.0.0:2020"
+    """In a cluster, where this node's client serves other nodes: `HOST:PORT`."""
+
+    advertise: str = ""
+    """Where others reach `listen`, `HOST[:PORT]`; empty: the address that the manager sees."""
+
+    tls_cert: Path | None = None
+    """This machine's certificate (PEM); with it `manager` and `client` speak TLS only."""
+
+    tls_key: Path | None = None
+    """The key of `tls_cert`."""
+
+    tls_ca: Path | None = None
+    """Who signs the others' certificates; with it callers must show one of theirs, too."""
+
+    upload_limit: SizeBytes = 0
+    """What this node sends to other nodes, bytes a second; 0: no bound."""
+
+    download_limit: SizeBytes = 0
+    """What this node takes from other nodes, bytes a second; 0: no bound."""
+
+    hedge_s: Seconds = 1.0
+    """A node that has sent nothing for this long gets company: the next one is asked too."""
+
+    check_s: Seconds = 5.0
+    """The manager asks each node this often whether it lives, seconds."""
+
     docker_host: str | None = None
     """The engine for build and push; None: DOCKER_HOST, or docker's default socket."""
 
