@@ -78,6 +78,10 @@ class Node:
         """Other settings from the next start on."""
         self._environment |= {f"GEAR_{name.upper()}": str(v) for name, v in settings.items()}
 
+    def forget_setting(self, name: str) -> None:
+        """The setting's default from the next start on."""
+        self._environment.pop(f"GEAR_{name.upper()}", None)
+
     # --- the store ------------------------------------------------------------
 
     def put(self, content: bytes) -> None:
@@ -112,6 +116,11 @@ class Node:
                 stdout=log,
             )
         eventually(self._is_ready, "the node is ready")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._supervisor is not None
 
     def stop(self) -> None:
         """SIGTERM, and wait."""
