@@ -8,6 +8,7 @@ own, so that the kernel can count who reads it.
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -16,11 +17,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gear_plugin.cluster import Member, homes
 from gear_plugin.content import DirectoryStore
@@ -38,6 +39,8 @@ from tests.waiting import eventually
 MANAGER_PORT, NODE_PORT = 2019, 2020
 _START_S = 60.0
 _SETNS_NET = 0x40000000
+
+_T = TypeVar("_T")
 
 
 class Image:
@@ -187,8 +190,7 @@ class Fleet:
         for thread in starting:
             thread.join()
         self.await_live(*self.nodes)
-        for node in self.nodes:
-            eventually(lambda node=node: self._knows(node), "a node knows all others", timeout_s=60)
+        eventually(lambda: all(map(self._knows, self.nodes)), "they know each other", timeout_s=60)
 
     def _knows(self, node: ClusterNode) -> bool:
         found = json.loads((node.root / "cluster.json").read_bytes())
@@ -307,11 +309,9 @@ class Fleet:
         return [by_id[member.node] for member in homes(Digest.from_hex(digest), members)]
 
 
-def in_namespace(name: str, action: Any) -> Any:
+def in_namespace(name: str, action: Callable[[], _T]) -> _T:
     """The result of *action*, done by a thread in the network namespace *name*."""
-    import ctypes
-
-    outcome: list[Any] = []
+    outcome: list[tuple[_T | None, Exception | None]] = []
 
     def run() -> None:
         handle = os.open(f"/run/netns/{name}", os.O_RDONLY)
@@ -330,6 +330,7 @@ def in_namespace(name: str, action: Any) -> Any:
     result, error = outcome[0]
     if error is not None:
         raise error
+    assert result is not None
     return result
 
 
