@@ -9,15 +9,32 @@ believes about who is live.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from gear_plugin.cluster.members import Member, Members
+from gear_plugin.cluster.ring import HOMES
 from gear_plugin.digest import Digest
 
 
-def route(digest: Digest, members: Members, me: str) -> list[Member]:
+def route(digest: Digest, members: Members, me: str, aside: Set[str] = frozenset()) -> list[Member]:
     """
     The object's live homes in their order, for the node with the id *me*.
 
     Empty if *me* is one of them: it gets the object from the store itself.
+    Nodes in *aside* (ids), which *me* could not reach or does not trust, are
+    passed over and the next in line are homes instead.  Otherwise an object whose
+    homes all died together would be read from the store by every node, until the
+    members are told apart again.
     """
-    homes = members.homes(digest)
+    homes = _homes(digest, members, aside)
     return [] if any(home.node == me for home in homes) else homes
+
+
+def _homes(digest: Digest, members: Members, aside: Set[str]) -> list[Member]:
+    count = HOMES
+    while True:
+        found = members.homes(digest, count)
+        usable = [home for home in found if home.node not in aside]
+        if len(usable) >= HOMES or len(found) < count:
+            return usable[:HOMES]
+        count *= 2

@@ -60,3 +60,18 @@ def test_alone_or_with_one_other_there_is_nobody_to_ask() -> None:
         assert all(route(digest, members, NODES[0].node) == [] for digest in OBJECTS if nodes)
     assert route(OBJECTS[0], Members(1, ()), NODES[0].node) == []
     assert route(OBJECTS[0], Members(1, NODES[:1]), NODES[5].node) == [NODES[0]]
+
+
+def test_nodes_set_aside_are_passed_over_as_if_they_were_dead() -> None:
+    """
+    However many there are, and the next in line is a home then.
+    """
+    aside = {node.node for node in NODES[:7]}
+    left = NODES[7:]
+    for digest in OBJECTS:
+        found = homes(digest, left)
+        for node in left:
+            expected = [] if node in found else found
+            assert route(digest, MEMBERS, node.node, aside) == expected
+    everybody = {node.node for node in NODES}
+    assert route(OBJECTS[0], MEMBERS, "f" * 32, everybody) == []
