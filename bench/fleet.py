@@ -21,6 +21,7 @@ from tests.engine import plugin
 
 from bench import report, results
 from bench.fleet_model import Change, Fleet, Outcome, Thing, nodes, rehomed, spread
+from bench.options import counts
 from bench.ordinary import draw_size_bytes
 from gear_plugin.cluster import HOMES, Members, route
 from gear_plugin.digest import Digest
@@ -72,16 +73,15 @@ def main() -> int:
 def parse(argv: Sequence[str]) -> Options:
     """The options; ends the program with a message if they make no sense."""
     parser = ArgumentParser(prog="python -m bench.fleet", description="many nodes, simulated")
-    parser.add_argument("--nodes", default="1000,10000", metavar="N,N")
+    parser.add_argument("--nodes", type=counts, default=Options.nodes, metavar="N,N")
     text = f"objects of the start; {PROFILE_OBJECTS}"
     parser.add_argument("--objects", type=int, default=PROFILE_OBJECTS, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     given = parser.parse_args(argv)
-    counts = given.nodes.split(",")
-    if not all(count.isdigit() and int(count) for count in counts) or given.objects < 1:
-        parser.error("--nodes and --objects are numbers above 0")
-    return Options(tuple(map(int, counts)), given.objects, given.seed, given.results)
+    if given.objects < 1:
+        parser.error("--objects: a number above 0")
+    return Options(given.nodes, given.objects, given.seed, given.results)
 
 
 def measure(count: int, chosen: Options, found: results.Results) -> None:
