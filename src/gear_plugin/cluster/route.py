@@ -9,14 +9,16 @@ believes about who is live.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Container
 
 from gear_plugin.cluster.members import Member, Members
 from gear_plugin.cluster.ring import HOMES
 from gear_plugin.digest import Digest
 
 
-def route(digest: Digest, members: Members, me: str, aside: Set[str] = frozenset()) -> list[Member]:
+def route(
+    digest: Digest, members: Members, me: str, aside: Container[str] = frozenset()
+) -> list[Member]:
     """
     The object's live homes in their order, for the node with the id *me*.
 
@@ -30,7 +32,7 @@ def route(digest: Digest, members: Members, me: str, aside: Set[str] = frozenset
     return [] if any(home.node == me for home in homes) else homes
 
 
-def _homes(digest: Digest, members: Members, aside: Set[str]) -> list[Member]:
+def _homes(digest: Digest, members: Members, aside: Container[str]) -> list[Member]:
     count = HOMES
     while True:
         found = members.homes(digest, count)
