@@ -31,7 +31,8 @@ class PortMetrics:
     """The counters; *status* asks the client process for its own (`wire`, `status`)."""
 
     def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        disable_created_metrics()  # all of them would say when this process began
+        # They would all say when this process began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:

@@ -46,6 +46,8 @@ _TAKEN_AGAIN_S = 1.0
 _QUICK_S = 3.0
 _CATALOG_THREADS = 4
 _CATALOG_MARGIN_S = 5.0
+_GETTING_MARGIN_S = 10.0
+"""The client process, and its socket's caller, give up a little before."""
 
 
 class PortKeeper:
@@ -136,7 +138,7 @@ def await_address(listen: str, *, again_s: float = _TAKEN_AGAIN_S) -> None:
 
 def port_app(config: Config) -> Flask:
     """What `gear run-port` serves."""
-    from gear_plugin.api.client import Collaborators, client_app
+    from gear_plugin.api.client import Collaborators, PortLimits, client_app
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
@@ -153,6 +155,7 @@ def port_app(config: Config) -> Flask:
             ),
             uploads=Uploads(command),
             upload_limit=config.upload_limit,
+            limits=PortLimits(getting_s=config.fetch_timeout_s + _GETTING_MARGIN_S),
         )
     )
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from gear_plugin.cluster import Token
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadConfig, ContentNotFound, SourceUnavailable, TimedOut
+from tests import certificates
 from tests.unit.api.port_node import NODE, publish
 from tests.waiting import eventually
 
@@ -217,9 +219,14 @@ class ClientSocket:
         raise AssertionError(request)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Iterator[Config]:
+@pytest.fixture(params=["plain", "tls"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Config]:
+    tls = {}
+    if request.param == "tls":
+        folder = certificates.make(tmp_path / "tls")
+        tls = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key"}
     config = Config(
+        **tls,
         root=tmp_path / "gear",
         run=tmp_path,
         manager="127.0.0.1:1",
@@ -233,7 +240,11 @@ def config(tmp_path: Path) -> Iterator[Config]:
 
 
 def ask(config: Config, method: str, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(config.listen, timeout=10)
+    if config.tls_cert is None:
+        connection = http.client.HTTPConnection(config.listen, timeout=10)
+    else:
+        trust = ssl.create_default_context(cafile=config.tls_cert.with_name("ca.pem"))
+        connection = http.client.HTTPSConnection(config.listen, timeout=10, context=trust)
     try:
         headers = {"Authorization": Token.parse(config.token).header()}
         connection.request(method, path, headers=headers)
