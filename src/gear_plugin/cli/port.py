@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from gear_plugin.cli import node, wiring
 from gear_plugin.cli.supervisor import Child
-from gear_plugin.cluster import Settings, Token
+from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
@@ -46,6 +46,8 @@ _TAKEN_AGAIN_S = 1.0
 _QUICK_S = 3.0
 _CATALOG_THREADS = 4
 _CATALOG_MARGIN_S = 5.0
+_GETTING_MARGIN_S = 10.0
+"""The client process, and its socket's caller, give up a little before."""
 
 
 class PortKeeper:
@@ -94,6 +96,7 @@ def beside(config: Config) -> Iterator[None]:
         yield
         return
     _token(config)
+    _host_and_port(config.listen)
     environ = {**os.environ, **node.as_environment(config)}
     keeper = PortKeeper([*_SELF, "run-port"], environ)
     keeper.start()
@@ -107,20 +110,18 @@ def await_address(listen: str, *, again_s: float = _TAKEN_AGAIN_S) -> None:
     """
     Return when nobody else has the address `HOST:PORT`; if one has, the log says so, once.
 
-    Raises BadConfig: not an address of this machine.
+    Raises BadConfig: that is no address.
     """
-    host, _, port = listen.rpartition(":")
+    host, port = _host_and_port(listen)
     is_told = False
     while True:
         try:
-            found = socket.getaddrinfo(host.strip("[]") or None, int(port), type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, _, _, _, address = found[0]
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 probe.listen(1)
-        except ValueError as error:
-            raise BadConfig(f"setting 'listen': not HOST:PORT: {listen!r}") from error
         except OSError as error:
             if not is_told:
                 log.error(
@@ -137,7 +138,7 @@ def await_address(listen: str, *, again_s: float = _TAKEN_AGAIN_S) -> None:
 
 def port_app(config: Config) -> Flask:
     """What `gear run-port` serves."""
-    from gear_plugin.api.client import Collaborators, client_app
+    from gear_plugin.api.client import Collaborators, PortLimits, client_app
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
@@ -154,6 +155,7 @@ def port_app(config: Config) -> Flask:
             ),
             uploads=Uploads(command),
             upload_limit=config.upload_limit,
+            limits=PortLimits(getting_s=config.fetch_timeout_s + _GETTING_MARGIN_S),
         )
     )
 
@@ -207,6 +209,14 @@ def _cluster_settings(root: Path) -> Settings:
         if isinstance(found, dict):
             return Settings.from_json(found.get("settings"))
     return Settings()
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    try:
+        host, _, number = parse_address(listen).rpartition(":")
+    except BadRequest as error:
+        raise BadConfig(f"setting 'listen': not HOST:PORT: {listen!r}") from error
+    return host.strip("[]") or "0.0.0.0", int(number)  # noqa: S104 - that is what a port is for
 
 
 def _token(config: Config) -> Token:
