@@ -8,7 +8,8 @@ join, and not everybody hears of it at once.
 
 A home that lacks an object reads it from the store, once, and keeps it; so does a
 node that has nobody to ask.  A dead node refuses, and who was refused passes it
-over from then on.  There is no time in it, nor the size of anybody's link.
+over until the next news; when all of a route refuse, another is asked for, once.
+There is no time in it, nor the size of anybody's link.
 """
 
 from __future__ import annotations

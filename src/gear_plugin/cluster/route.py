@@ -24,9 +24,9 @@ def route(
 
     Empty if *me* is one of them: it gets the object from the store itself.
     Nodes in *aside* (ids), which *me* could not reach or does not trust, are
-    passed over and the next in line are homes instead.  Otherwise an object whose
-    homes all died together would be read from the store by every node, until the
-    members are told apart again.
+    passed over and the next in line are homes instead.  When all of a route fail,
+    ask for another, with them in *aside*, before the store: otherwise an object
+    whose homes died together is read there by every node, until the news comes.
     """
     homes = _homes(digest, members, aside)
     return [] if any(home.node == me for home in homes) else homes
