@@ -190,3 +190,50 @@ def test_a_reader_sees_one_push_or_the_other(catalog: Catalog) -> None:
         is_over.set()
         reader.join()
     assert failures == []
+
+
+def test_a_loose_object_resolves(catalog: Catalog) -> None:
+    """A name that no image has; the later of two counts."""
+    oid = object_id(str(NGINX), b"a")
+    catalog.name_object(oid, Digest.of(b"1"))
+    assert catalog.resolve(oid) == Digest.of(b"1")
+    catalog.name_object(oid, Digest.of(b"2"))
+    assert catalog.resolve(oid) == Digest.of(b"2")
+    assert catalog.loose_objects() == {Digest.of(b"2")}
+    assert catalog.list_images() == []
+
+
+def test_an_image_comes_before_a_loose_object(catalog: Catalog) -> None:
+    """What was pushed cannot be changed one object at a time."""
+    (oid,) = mine = objects(NGINX, b"a")
+    catalog.put_image(record(NGINX), mine)
+    catalog.name_object(oid, Digest.of(b"other"))
+    assert catalog.resolve(oid) == mine[oid]
+    assert catalog.objects_of(NGINX) == set(mine.values())
+    assert catalog.loose_objects() == {Digest.of(b"other")}
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_a_push_takes_its_loose_objects_over(catalog: Catalog, is_repeated: bool) -> None:
+    """Of the image's own names none stays behind, when it goes none comes back."""
+    mine = objects(NGINX, b"a", b"b")
+    if is_repeated:
+        catalog.put_image(record(NGINX), mine)
+    for oid in mine:
+        catalog.name_object(oid, Digest.of(b"loose"))
+    other = object_id(str(PYTHON), b"a")
+    catalog.name_object(other, Digest.of(b"other"))
+    catalog.put_image(record(NGINX), mine)
+    assert catalog.loose_objects() == {Digest.of(b"other")}
+    catalog.remove_image(NGINX)
+    for oid in mine:
+        with pytest.raises(ContentNotFound):
+            catalog.resolve(oid)
+    assert catalog.resolve(other) == Digest.of(b"other")
+
+
+def test_a_malformed_loose_name_is_refused(catalog: Catalog) -> None:
+    """As everywhere."""
+    with pytest.raises(BadDigest):
+        catalog.name_object("xyz", Digest.of(b"x"))
+    assert catalog.loose_objects() == frozenset()

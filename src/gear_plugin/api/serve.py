@@ -11,13 +11,16 @@ gunicorn (since 24) closes a connection in its accept loop, where it waits up
 to 2 s for the peer to close first.  docker does not while it still works on
 the tar that it was sent, so every `docker build` and `docker commit` would
 wait; and anyone who keeps connections open would hold up everyone.  Here the
-thread that served a connection closes it.
+thread that served a connection of docker's closes it.
+
+A TCP port has other callers, and a worker of its own: `connections`.
 """
 
 from __future__ import annotations
 
-import socket
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -25,16 +28,15 @@ from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from gear_plugin.api.connections import Limits, tcp_worker
+
 
 class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
     def handle(self, conn: TConn) -> object:
         again = super().handle(conn)
         if not again:
             conn.close = _already_closed
-            if conn.sock.family == socket.AF_UNIX:
-                util.close(conn.sock)  # what was sent can still be read
-            else:
-                util.close_graceful(conn.sock)
+            util.close(conn.sock)  # what was sent can still be read
         return again
 
 
@@ -56,18 +58,31 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
         return self._make_app()
 
 
-def serve(make_app: Callable[[], Flask], bind: str, *, threads: int, log_level: str) -> None:
+def serve(
+    make_app: Callable[[], Flask],
+    bind: str,
+    *,
+    threads: int,
+    log_level: str,
+    certfile: Path | None = None,
+    keyfile: Path | None = None,
+    ca_certs: Path | None = None,
+    limits: Limits | None = None,
+) -> None:
     """
     Serve until SIGTERM; *make_app* is called in the worker process.
 
-    *bind* is `unix:/path` or `host:port`.
+    *bind* is `unix:/path` or `host:port`; the rest is for the latter.  With
+    *certfile* and *keyfile* (PEM) it speaks TLS alone; with *ca_certs* too,
+    callers must show a certificate that one of these signed.
     """
+    is_local = bind.startswith("unix:")
     settings = {
         "bind": bind,
         "workers": 1,
         "threads": threads,
-        "worker_class": _Worker,
-        "keepalive": 0,
+        "worker_class": _Worker if is_local else tcp_worker(limits or Limits()),
+        "keepalive": 0 if is_local else 1,  # TCP: whether; Limits say how long
         "timeout": 0,
         "control_socket_disable": True,
         "graceful_timeout": 5,
@@ -75,4 +90,8 @@ def serve(make_app: Callable[[], Flask], bind: str, *, threads: int, log_level: 
         "loglevel": "warning" if log_level == "info" else log_level,
         "worker_tmp_dir": "/dev/shm",  # noqa: S108 - a heartbeat file, not data
     }
+    if certfile is not None:
+        settings |= {"certfile": str(certfile), "keyfile": str(keyfile or certfile)}
+    if ca_certs is not None:
+        settings |= {"ca_certs": str(ca_certs), "cert_reqs": ssl.CERT_REQUIRED}
     _Server(make_app, settings).run()

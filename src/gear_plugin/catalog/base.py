@@ -46,8 +46,9 @@ class Catalog(Protocol):
         Record the image and all its objects (OID, 64 hex digits, to content).
 
         An older record of that name is replaced, and OIDs that it alone had
-        are gone.  Whatever happens meanwhile, a record that can be seen has
-        all its objects.  Durable on return; safe to repeat.
+        are gone; those of *objects* are not loose any more.  Whatever happens
+        meanwhile, a record that can be seen has all its objects.  Durable on
+        return; safe to repeat.
         """
         ...
 
@@ -64,11 +65,35 @@ class Catalog(Protocol):
         ...
 
     def resolve(self, oid: str) -> Digest:
-        """The content of one path of one image; raises ContentNotFound, BadDigest."""
+        """
+        The content of one path of one image; raises ContentNotFound, BadDigest.
+
+        What an image that was pushed says comes before what `name_object` said.
+        """
         ...
 
     def objects_of(self, image: ImageId) -> frozenset[Digest]:
         """The distinct objects that *image* needs; raises ImageNotFound."""
+        ...
+
+    def name_object(self, oid: str, digest: Digest) -> None:
+        """
+        Let *oid* stand for that content, without a record of an image: it is *loose*.
+
+        So a push through a manager names its objects one by one, which keeps
+        them from being collected, until `put_image` takes their names over.
+        While an image has an OID of that name, its own content counts.  A
+        later call replaces an earlier one.  Durable on return.  Raises BadDigest.
+        """
+        ...
+
+    def loose_objects(self) -> frozenset[Digest]:
+        """
+        The content of all loose OIDs, which is in use as images' objects are.
+
+        To be asked before the images: a name goes from here to an image's
+        record, and who looks in that order misses none.
+        """
         ...
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ live.  Keys below the prefix (default `/gear`); all are text but the lists:
                                 them and for removing them
     pending/<generation>        <name>:<tag>: being written, or to be removed
     writers/<generation>        <name>:<tag>, on a lease: its writer lives
+    loose/<OID>                 sha256:<64 hex>: named by hand, by no image
+    cluster/...                 the nodes: `etcd_roster.py`
 
 A push writes pending and writers; lists; OIDs; then, in one transaction, the
 record and live, while the older generation goes from live to pending; last
@@ -38,14 +40,14 @@ from dataclasses import dataclass
 from gear_plugin.catalog import etcd_layout as layout
 from gear_plugin.catalog.base import ImageRecord
 from gear_plugin.catalog.etcd_address import EtcdAddress
-from gear_plugin.catalog.etcd_client import EtcdClient, rpc
+from gear_plugin.catalog.etcd_client import rpc
+from gear_plugin.catalog.etcd_parts import FORMAT, delete, exists, is_at, open_etcd, put
 from gear_plugin.digest import Digest
-from gear_plugin.errors import ContentNotFound, ImageNotFound, TimedOut, Unavailable, Unsupported
+from gear_plugin.errors import ContentNotFound, ImageNotFound, TimedOut, Unavailable
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
 _BATCH = 128
 """Operations a transaction: etcd's default limit (--max-txn-ops)."""
 _PAGE = 1000
@@ -82,17 +84,7 @@ class EtcdCatalog:
 
     def __init__(self, address: EtcdAddress, *, timeout_s: float) -> None:
         self._prefix = address.prefix
-        self._etcd = EtcdClient(address, timeout_s=timeout_s)
-        try:
-            for value in self._etcd.first_contact(self._key("format")).kvs:
-                if value.value != str(_FORMAT).encode():
-                    raise Unsupported(
-                        f"the catalog in etcd at {address} has format {value.value[:20]!r}, "
-                        f"this Gear knows {_FORMAT}; update it"
-                    )
-        except BaseException:
-            self._etcd.close()
-            raise
+        self._etcd = open_etcd(address, timeout_s=timeout_s)
 
     def put_image(self, record: ImageRecord, objects: Mapping[str, Digest]) -> None:
         pairs = layout.pack(objects)
@@ -103,12 +95,14 @@ class EtcdCatalog:
             and self._pairs(found) == pairs
             and self._commit(record, found.generation, found)
         ):
+            self._take_over(pairs)
             return  # the same files as before: one key has changed
         with self._writer(record.image) as generation:
             self._write(generation, pairs)
             while not self._commit(record, generation, self._find(record.image)):
                 if not self._etcd.get(self._key(f"writers/{generation}")).kvs:
                     raise _too_late(record.image)
+        self._take_over(pairs)
         self._sweep_if_possible()
 
     def get_image(self, image: ImageId) -> ImageRecord:
@@ -123,8 +117,8 @@ class EtcdCatalog:
         while (found := self._find(image)) is not None:
             name = self._key(f"images/{image}")
             change = rpc.TxnRequest(
-                compare=[_is_at(name, found.mod_revision)],
-                success=[_delete(name), *self._retire(found.generation, image)],
+                compare=[is_at(name, found.mod_revision)],
+                success=[delete(name), *self._retire(found.generation, image)],
             )
             if self._etcd.txn(change):
                 self._sweep_if_possible()
@@ -138,10 +132,21 @@ class EtcdCatalog:
             live = self._key(f"live/{_last_word(value.key)}")
             if self._etcd.get(live, revision=found.header.revision).kvs:
                 return layout.decode_digest(value.value)
+        for value in self._etcd.get(self._key(f"loose/{oid}")).kvs:
+            return layout.decode_digest(value.value)
         raise ContentNotFound(f"no image has an object {oid}")
 
     def objects_of(self, image: ImageId) -> frozenset[Digest]:
         return frozenset(content for _, content in layout.unpack(self._pairs(self._get(image))))
+
+    def name_object(self, oid: str, digest: Digest) -> None:
+        key = self._key(f"loose/{Digest.from_hex(oid).hex}")
+        changes = [put(self._key("format"), FORMAT), put(key, str(digest))]
+        self._etcd.txn(rpc.TxnRequest(success=changes))
+
+    def loose_objects(self) -> frozenset[Digest]:
+        values = self._etcd.scan(self._key("loose/"), page=_PAGE)
+        return frozenset(layout.decode_digest(value.value) for value in values)
 
     def close(self) -> None:
         self._etcd.close()
@@ -179,9 +184,9 @@ class EtcdCatalog:
         generation = f"{lease:016x}"
         try:
             begin = [
-                _put(self._key("format"), str(_FORMAT)),
-                _put(self._key(f"pending/{generation}"), str(image)),
-                _put(self._key(f"writers/{generation}"), str(image), lease=lease),
+                put(self._key("format"), FORMAT),
+                put(self._key(f"pending/{generation}"), str(image)),
+                put(self._key(f"writers/{generation}"), str(image), lease=lease),
             ]
             self._etcd.txn(rpc.TxnRequest(success=begin))
             yield generation
@@ -204,7 +209,7 @@ class EtcdCatalog:
 
     def _run(self, generation: str, changes: Iterable[_Change], *, batch: int) -> None:
         """Make all changes, keeping the writer alive; raises TimedOut when it has died."""
-        alive = [_exists(self._key(f"writers/{generation}"))]
+        alive = [exists(self._key(f"writers/{generation}"))]
         kept_s = time.monotonic()
         for is_done in self._etcd.txns(_transactions(changes, batch, alive)):
             if not is_done:
@@ -220,12 +225,12 @@ class EtcdCatalog:
         False when somebody else has written or removed it since.
         """
         name = self._key(f"images/{record.image}")
-        compare = [_is_at(name, found.mod_revision if found else 0)]
-        success = [_put(name, layout.encode_record(record, generation))]
+        compare = [is_at(name, found.mod_revision if found else 0)]
+        success = [put(name, layout.encode_record(record, generation))]
         if found is None or found.generation != generation:
-            compare.append(_exists(self._key(f"writers/{generation}")))
-            success.append(_put(self._key(f"live/{generation}"), str(record.image)))
-            success.append(_delete(self._key(f"pending/{generation}")))
+            compare.append(exists(self._key(f"writers/{generation}")))
+            success.append(put(self._key(f"live/{generation}"), str(record.image)))
+            success.append(delete(self._key(f"pending/{generation}")))
             if found is not None:
                 success += self._retire(found.generation, record.image)
         if self._etcd.txn(rpc.TxnRequest(compare=compare, success=success)):
@@ -234,11 +239,31 @@ class EtcdCatalog:
         now = self._find(record.image)
         return now is not None and (now.generation, now.record) == (generation, record)
 
+    def _take_over(self, pairs: bytes) -> None:
+        """
+        What an image has is not loose any more.
+
+        After the commit, so that nobody ever sees a name without content; a
+        crash in between leaves names that the image's own hide.
+        """
+        values = self._etcd.scan(self._key("loose/"), page=_PAGE)
+        loose = {_last_word(value.key) for value in values}
+        if not loose:
+            return
+        names: Iterable[_Change] = (
+            (self._key(f"loose/{oid}"), None) for oid, _ in layout.unpack(pairs) if oid in loose
+        )
+        try:
+            for _ in self._etcd.txns(_transactions(names, _BATCH)):
+                pass
+        except Unavailable as error:
+            log.info("names stay loose until the next push: %s", error)
+
     def _retire(self, generation: str, image: ImageId) -> list[rpc.RequestOp]:
         """What makes a live generation one that is to be removed."""
         return [
-            _delete(self._key(f"live/{generation}")),
-            _put(self._key(f"pending/{generation}"), str(image)),
+            delete(self._key(f"live/{generation}")),
+            put(self._key(f"pending/{generation}"), str(image)),
         ]
 
     def _sweep(self) -> None:
@@ -268,8 +293,8 @@ class EtcdCatalog:
             )
             for _ in self._etcd.txns(_transactions(oids, _BATCH)):
                 pass
-            self._etcd.txn(rpc.TxnRequest(success=[_delete(part.key)]))
-        self._etcd.txn(rpc.TxnRequest(success=[_delete(self._key(f"pending/{generation}"))]))
+            self._etcd.txn(rpc.TxnRequest(success=[delete(part.key)]))
+        self._etcd.txn(rpc.TxnRequest(success=[delete(self._key(f"pending/{generation}"))]))
 
 
 def _too_late(what: object) -> TimedOut:
@@ -298,25 +323,3 @@ def _transactions(
                 change.request_put.key = key
                 change.request_put.value = value
         yield request
-
-
-def _put(key: bytes, value: str, *, lease: int = 0) -> rpc.RequestOp:
-    put = rpc.PutRequest(key=key, value=value.encode(), lease=lease)
-    return rpc.RequestOp(request_put=put)
-
-
-def _delete(key: bytes) -> rpc.RequestOp:
-    return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
-
-
-def _is_at(key: bytes, mod_revision: int) -> rpc.Compare:
-    """The key was last changed by that revision; 0: it is not there."""
-    compare = rpc.Compare(key=key, target=rpc.Compare.MOD, result=rpc.Compare.EQUAL)
-    compare.mod_revision = mod_revision
-    return compare
-
-
-def _exists(key: bytes) -> rpc.Compare:
-    compare = rpc.Compare(key=key, target=rpc.Compare.VERSION, result=rpc.Compare.GREATER)
-    compare.version = 0
-    return compare

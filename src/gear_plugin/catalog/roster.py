@@ -64,3 +64,7 @@ class Roster(Protocol):
     def reports(self) -> dict[str, Report]:
         """The latest report of each manager."""
         ...
+
+    def close(self) -> None:
+        """Free what is open; nothing may be called after it."""
+        ...

@@ -122,6 +122,7 @@ for command in (
     daemons.graphdriver,
     daemons.client,
     daemons.run_api,
+    daemons.run_port,
     daemons.run_fuse,
 ):
     cli.add_command(command)

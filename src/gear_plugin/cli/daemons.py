@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gear_plugin import log as logs
-from gear_plugin.cli import node
+from gear_plugin.cli import node, port
 from gear_plugin.cli.supervisor import Supervisor
 from gear_plugin.config import Config
 from gear_plugin.rootfs import LazyLayer, LazyTree
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 DEFAULT_SOCKET = "/run/docker/plugins/gear.sock"
 _SELF = (sys.executable, "-m", "gear_plugin")
 _API_THREADS = 64
+_PORT_THREADS = 128
+"""One is held by each download and batch under way (`api.client.PortLimits`)."""
 _HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -91,7 +93,8 @@ def client(config: Config) -> None:
     server = node.local_server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=server.stop).start())
-    server.serve()
+    with port.beside(config):
+        server.serve()
 
 
 @click.command("run-api", hidden=True)
@@ -115,6 +118,32 @@ def run_api(config: Config, socket: Path) -> None:
         f"unix:{socket}",
         threads=_API_THREADS,
         log_level=config.log_level,
+    )
+
+
+@click.command("run-port", hidden=True)
+@click.pass_obj
+def run_port(config: Config) -> None:
+    """Serve other nodes."""
+    from gear_plugin.api.serve import serve
+
+    logs.setup(config.log_level, "port")
+    _die_with_parent()
+    port.await_address(config.listen)
+
+    def make_app() -> Flask:
+        # A worker whose parent was killed would keep the port from the next.
+        _die_with_parent()
+        return port.port_app(config)
+
+    serve(
+        make_app,
+        config.listen,
+        threads=_PORT_THREADS,
+        log_level=config.log_level,
+        certfile=config.tls_cert,
+        keyfile=config.tls_key,
+        ca_certs=config.tls_ca,
     )
 
 

@@ -15,6 +15,7 @@ from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
 from gear_plugin.content.files import FileSource
 from gear_plugin.content.memory import MemoryStore
 from gear_plugin.content.profiles import DirectoryProfiles
+from gear_plugin.content.relay import Reading, Relay
 from gear_plugin.content.starts import Starts
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "ObjectSource",
     "ObjectStore",
     "Put",
+    "Reading",
+    "Relay",
     "SourceCounts",
     "Starts",
     "Usage",

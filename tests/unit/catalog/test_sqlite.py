@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_plugin.catalog import ImageRecord, SqliteCatalog, open_catalog, sqlite
+from gear_plugin.catalog import ImageRecord, SqliteCatalog, SqliteRoster, open_catalog, sqlite_file
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import BadConfig, Damaged, ImageNotFound, TimedOut, Unsupported
 from gear_plugin.names import ImageId
@@ -110,10 +110,10 @@ def test_failed_put_changes_nothing(path: Path) -> None:
 
 def test_wal_only_where_memory_is_shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a share the journal is a rollback journal, also for a file that was WAL before."""
-    monkeypatch.setattr(sqlite, "_filesystem", lambda _path: "ext4")
+    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _path: "ext4")
     SqliteCatalog(path).close()
     assert journal_mode(path) == "wal"
-    monkeypatch.setattr(sqlite, "_filesystem", lambda _path: "nfs4")
+    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _path: "nfs4")
     SqliteCatalog(path).close()
     assert journal_mode(path) == "delete"
 
@@ -123,7 +123,7 @@ def test_filesystem_is_found(tmp_path: Path) -> None:
     found = subprocess.run(
         ["findmnt", "-no", "FSTYPE", "-T", str(tmp_path)], capture_output=True, text=True
     )
-    assert sqlite._filesystem(tmp_path / "x") == found.stdout.strip()
+    assert sqlite_file._filesystem(tmp_path / "x") == found.stdout.strip()
 
 
 def test_locked_for_too_long_times_out(path: Path) -> None:
@@ -158,3 +158,30 @@ def test_missing_directory_is_bad_config(tmp_path: Path) -> None:
     """The setting is wrong; nothing is made up."""
     with pytest.raises(BadConfig, match="no/such"):
         SqliteCatalog(tmp_path / "no" / "such" / "catalog")
+
+
+def test_the_clusters_secret_is_not_for_everyone(path: Path) -> None:
+    """From the token's making on, only the owner and its group read the file."""
+    catalog = SqliteCatalog(path)
+    path.chmod(0o664)
+    roster = SqliteRoster(path)
+    roster.identity()
+    files = sorted(path.parent.iterdir())
+    assert len(files) > 1  # there is a journal
+    assert [file.stat().st_mode & 0o007 for file in files] == [0] * len(files)
+    assert path.stat().st_mode & 0o777 == 0o660
+    roster.close()
+    catalog.close()
+
+
+def test_an_older_file_gets_the_clusters_tables(path: Path) -> None:
+    """What was there stays, and the format is the same: the older Gear goes on using it."""
+    SqliteCatalog(path).put_image(RECORD, OBJECTS)
+    with sqlite3.connect(path) as db:
+        for table in ("loose", "identity", "nodes", "nodes_version", "reports"):
+            db.execute(f"DROP TABLE {table}")
+        version = db.execute("PRAGMA user_version").fetchone()
+    roster = SqliteRoster(path)
+    assert len(roster.join("a" * 32, "10.0.0.1:2020").nodes) == 1
+    assert SqliteCatalog(path).get_image(IMAGE) == RECORD
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == version
