@@ -23,7 +23,6 @@ from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
 from gear_plugin.durable import write_once
 from gear_plugin.errors import BadConfig, BadRequest, GearError
-from gear_plugin.jobs.tls import Tls
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from gear_plugin.api.metrics import CheckTimes
     from gear_plugin.catalog import Roster
     from gear_plugin.jobs.lookout import Lookout
+    from gear_plugin.jobs.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def manager(
     """
     from gear_plugin.api.connections import Limits
     from gear_plugin.api.serve import check_free, serve
+    from gear_plugin.jobs.tls import Tls
 
     logs.setup(config.log_level, "manager")
     work = _Work(
