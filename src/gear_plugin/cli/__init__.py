@@ -23,6 +23,7 @@ from gear_plugin.cli import (
     fs,
     images,
     inspect,
+    manager,
     restore,
     teaching,
 )
@@ -121,6 +122,9 @@ for command in (
     fs.run_fs,
     daemons.graphdriver,
     daemons.client,
+    manager.manager,
+    manager.token,
+    manager.nodes,
     daemons.run_api,
     daemons.run_port,
     daemons.run_fuse,
