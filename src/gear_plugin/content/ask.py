@@ -61,6 +61,18 @@ class LocalClient:
         """
         self._ask_patiently({"op": "fetch", "image": image.hex, "object": digest.hex})
 
+    def obtain(self, digest: Digest, size_bytes: int | None = None) -> None:
+        """
+        Have the object in the public cache, for another node: from the store or
+        the manager, pinned for no image.  *size_bytes*: if known.
+
+        Raises as `fetch`.
+        """
+        message: dict[str, Any] = {"op": "obtain", "object": digest.hex}
+        if size_bytes is not None:
+            message["size"] = size_bytes
+        self._ask(message)
+
     def admit(self, image: Digest) -> None:
         """Have *image*'s private folder made; nothing happens if it is there."""
         self._ask_patiently({"op": "admit", "image": image.hex})
@@ -78,6 +90,16 @@ class LocalClient:
         answer = self._ask({"op": "status"})
         del answer["ok"]
         return answer
+
+    def cluster(self) -> dict[str, Any]:
+        """This node in its cluster, as `wire` describes it."""
+        answer = self._ask({"op": "cluster"})
+        del answer["ok"]
+        return answer
+
+    def leave(self) -> None:
+        """Have this node leave its cluster until the next start; raises also NotFound."""
+        self._ask({"op": "leave"})
 
     def close(self) -> None:
         """Close the calling thread's connection; another call opens a new one."""

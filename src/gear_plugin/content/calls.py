@@ -12,7 +12,6 @@ import json
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -24,7 +23,6 @@ from gear_plugin.cluster import Token
 from gear_plugin.content.rate import RateLimit
 from gear_plugin.errors import (
     AccessDenied,
-    BadConfig,
     BadRequest,
     GearError,
     NotFound,
@@ -41,25 +39,6 @@ _MAX_ERROR_BYTES = 64 << 10
 _MAX_JSON_BYTES = 32 << 20
 """The list of 100,000 nodes has about 10 MB."""
 _MAX_LINE = 300
-
-
-def trust(cert: Path | None, key: Path | None, authority: Path | None) -> ssl.SSLContext | None:
-    """
-    How the others are recognised by the settings `tls_*`; None: no TLS.
-
-    Raises BadConfig.
-    """
-    if cert is None and authority is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=authority)
-        if cert is not None:
-            context.load_cert_chain(cert, key)
-    except OSError as error:  # ssl.SSLError is one
-        raise BadConfig(
-            f"the certificates of tls_cert, tls_key, tls_ca cannot be used: {error}"
-        ) from error
-    return context
 
 
 class Calls:
