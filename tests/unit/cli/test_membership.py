@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from gear_plugin.cli import wiring
+from gear_plugin.cli.leave import leave
 from gear_plugin.cli.membership import Membership, membership, with_port
+from gear_plugin.cli.node import local_server
 from gear_plugin.cluster import Settings
 from gear_plugin.config import Config
 from gear_plugin.content import Cache, DirectoryStore, Fetcher
 from gear_plugin.content.chosen import ChosenStore
 from gear_plugin.digest import Digest
-from gear_plugin.errors import BadConfig
+from gear_plugin.errors import BadConfig, NotFound
+from gear_plugin.jobs.nodes import NodePlace
 from tests.unit.content.nodes import TOKEN, FakeNode, in_order, running
 from tests.unit.jobs.fake_manager import FakeManager
 from tests.waiting import eventually
@@ -154,6 +161,39 @@ def test_settings_that_make_no_sense(
     with pytest.raises(BadConfig, match=says) as caught:
         membership(settings(tmp_path, manager, **changes), no_mount)
     assert "secret" not in str(caught.value)
+
+
+def test_node_leaves_on_request(
+    tmp_path: Path, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gear leave` asks the client, which asks the manager."""
+    config = settings(tmp_path / "gear", manager, run=tmp_path / "run")
+    config.run.mkdir()
+    place = NodePlace("this machine", config.root, config.run)
+    monkeypatch.setattr(wiring, "nodes", lambda _config: [place])
+    runner = CliRunner()
+    assert isinstance(runner.invoke(leave, obj=config).exception, NotFound)
+    server = local_server(config)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        eventually(lambda: len(manager.members.nodes) == 1)
+        (node,) = manager.members.nodes
+        result = runner.invoke(leave, ["--json"], obj=config)
+        assert result.exit_code == 0
+        assert json.loads(result.stdout) == [{"node": node.node, "cluster": TOKEN.cluster}]
+        assert manager.members.nodes == ()
+    finally:
+        server.stop()
+        thread.join(10)
+
+
+def test_client_without_a_manager_is_on_its_own(tmp_path: Path) -> None:
+    """As before there were clusters."""
+    server = local_server(Config(root=tmp_path / "gear", run=tmp_path, store=str(tmp_path / "s")))
+    assert server.answer(b'{"op": "cluster"}')["error"] == "NotFound"
+    sources = server.answer(b'{"op": "status"}')["fetched"]["sources"]
+    assert list(sources) == [f"store {tmp_path / 's'}"]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,8 @@ from gear_plugin.errors import (
     GearError,
     SourceUnavailable,
 )
+from gear_plugin.jobs.tls import Tls
+from tests import certificates
 from tests.unit.content.nodes import ME, TOKEN, FakeNode, Request, in_order, members_of, running
 from tests.waiting import eventually
 
@@ -462,6 +466,28 @@ def test_managers_errors_are_not_this_nodes(nodes: list[FakeNode]) -> None:
         read(strange)
     with pytest.raises(GearError):
         read(ManagerSource(calls(), "127.0.0.1:1"))
+
+
+def test_tls_knows_both_sides(tmp_path: Path, nodes: list[FakeNode]) -> None:
+    """By the CA of the cluster; the node sees the asker's certificate."""
+    folder = certificates.make(tmp_path / "certificates")
+    cert, key, ca = (folder / name for name in ("server.pem", "server.key", "ca.pem"))
+    tls = Tls(cert, key, ca)
+    node = nodes[0]
+    node.socket = tls.server_context().wrap_socket(node.socket, server_side=True)
+    members = members_of(nodes[:1])
+
+    def homes(context: ssl.SSLContext | None) -> HomesSource:
+        calls = Calls(TOKEN, tls=context, connect_s=2, stall_s=5)
+        return HomesSource(calls, lambda: members, ME, hedge_s=5, aside=Aside(Clock()))
+
+    assert read(homes(tls.client_context())) == CONTENT
+    strangers = ssl.create_default_context()
+    unnamed = ssl.create_default_context(cafile=ca)
+    for context in (strangers, unnamed, None):
+        with pytest.raises(SourceUnavailable):
+            read(homes(context))
+    assert len(node.requests) == 1
 
 
 def test_aside_grows_to_five_minutes_and_counts_a_crash_once() -> None:
