@@ -12,6 +12,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Use one without a Gear engine", ("fs", "restore")),
     ("Run a node", ("graphdriver", "client")),
     ("Run a cluster", ("manager", "token", "nodes")),
+    ("Run a node", ("graphdriver", "client", "leave")),
     ("When something is wrong, and for your shell", ("doctor", "help", "completion")),
 )
 
