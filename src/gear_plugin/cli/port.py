@@ -142,7 +142,9 @@ def port_app(config: Config) -> Flask:
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
-        return [*_SELF, verb, str(image), "--json"]
+        there = in_cluster(config)
+        places = ("--store", there.store, "--catalog", there.catalog)
+        return [*_SELF, *places, verb, str(image), "--json"]
 
     return client_app(
         Collaborators(
@@ -192,14 +194,35 @@ class Resolver:
 
 
 def _catalog(config: Config) -> Catalog:
-    """The cluster's catalog, or else that of the settings; never made here."""
+    """The catalog, never made here."""
     from gear_plugin.catalog import catalog_file
 
-    url = _cluster_settings(config.root).catalog or config.catalog
-    file = catalog_file(url)
+    there = in_cluster(config)
+    file = catalog_file(there.catalog)
     if file is not None and not file.exists():
         raise ContentNotFound("this node has no catalog, so object ids stand for nothing here")
-    return wiring.catalog(config.model_copy(update={"catalog": url}))
+    return wiring.catalog(there)
+
+
+def in_cluster(config: Config) -> Config:
+    """
+    *config* with the store and the catalog that the cluster names, where the
+    node's own settings name none.
+    """
+    settings = _cluster_settings(config.root)
+    on_nfs = settings.store.startswith("nfs://")  # the client process mounts it there
+    named = {
+        "store": str(config.root / "nfs") if on_nfs else settings.store,
+        "catalog": settings.catalog,
+    }
+    fields = Config.model_fields
+    return config.model_copy(
+        update={
+            key: value
+            for key, value in named.items()
+            if value and getattr(config, key) == fields[key].default
+        }
+    )
 
 
 def _cluster_settings(root: Path) -> Settings:
