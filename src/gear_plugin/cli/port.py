@@ -23,7 +23,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gear_plugin.cli import node, wiring
+from gear_plugin.cli import node, sources, wiring
 from gear_plugin.cli.supervisor import Child
 from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SELF = (sys.executable, "-m", "gear_plugin")
+_DOCKER_SOCKET = Path("/var/run/docker.sock")
 _POLL_S = 0.2
 _STOP_S = 6.0
 _TAKEN_AGAIN_S = 1.0
@@ -144,7 +145,8 @@ def port_app(config: Config) -> Flask:
     def command(verb: str, image: ImageId) -> list[str]:
         there = in_cluster(config)
         places = ("--store", there.store, "--catalog", there.catalog)
-        return [*_SELF, *places, verb, str(image), "--json"]
+        source = ("--from", _image_source(config)) if verb == "build" else ()
+        return [*_SELF, *places, verb, str(image), *source, "--json"]
 
     return client_app(
         Collaborators(
@@ -160,6 +162,12 @@ def port_app(config: Config) -> Flask:
             limits=PortLimits(getting_s=config.fetch_timeout_s + _GETTING_MARGIN_S),
         )
     )
+
+
+def _image_source(config: Config) -> str:
+    """Where an image to upload is: in the engine, or where none can be reached in its registry."""
+    has_engine = config.docker_host or os.environ.get("DOCKER_HOST") or _DOCKER_SOCKET.exists()
+    return sources.ENGINE if has_engine else sources.REGISTRY
 
 
 class Resolver:

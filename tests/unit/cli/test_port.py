@@ -198,6 +198,20 @@ def test_a_catalog_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     port._catalog(config).close()
 
 
+def test_uploads_take_images_from_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    In the managed plugin no engine can be reached.
+    """
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(port, "_DOCKER_SOCKET", tmp_path / "none")
+    assert port._image_source(Config()) == "registry"
+    assert port._image_source(Config(docker_host="unix:///x")) == "engine"
+    monkeypatch.setenv("DOCKER_HOST", "tcp://x")
+    assert port._image_source(Config()) == "engine"
+
+
 # --- the whole process ---------------------------------------------------------
 
 
