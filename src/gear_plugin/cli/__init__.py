@@ -23,6 +23,7 @@ from gear_plugin.cli import (
     fs,
     images,
     inspect,
+    leave,
     restore,
     teaching,
 )
@@ -121,6 +122,7 @@ for command in (
     fs.run_fs,
     daemons.graphdriver,
     daemons.client,
+    leave.leave,
     daemons.run_api,
     daemons.run_port,
     daemons.run_fuse,
