@@ -34,7 +34,7 @@ from gear_plugin.catalog import Catalog, Roster
 from gear_plugin.cluster import Settings, Token, parse_address, parse_node
 from gear_plugin.content import CHUNK_BYTES, Reading, Relay
 from gear_plugin.digest import Digest
-from gear_plugin.durable import TEMP_PREFIX, storage_full
+from gear_plugin.durable import TEMP_PREFIX, remove_stale, storage_full
 from gear_plugin.errors import BadRequest, ContentCorrupt, GearError, SourceUnavailable
 from gear_plugin.jobs.lookout import Lookout
 
@@ -45,6 +45,8 @@ STORE_PLACES = 32
 _CATALOG_PLACES = 16
 MAX_WAIT_S = 30.0
 _MAX_VERSION_LENGTH = 100
+_STALE_S = 24 * 3600.0
+"""Longer than any upload; another manager may share the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ class Manager:
 
 
 def manager_app(manager: Manager) -> Flask:
-    """The app; `manager.incoming` is made if it is not there."""
+    """The app; `manager.incoming` is made if it is not there, and tidied up if it is."""
     manager.incoming.mkdir(parents=True, exist_ok=True)
+    remove_stale(manager.incoming, older_than_s=_STALE_S)
     app = cluster_app("gear-manager", lambda: manager.token)
     calls = _Calls(manager, add_metrics(app))
     app.post("/join")(calls.join)

@@ -18,6 +18,8 @@ A TCP port has other callers, and a worker of its own: `connections`.
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gear_plugin.api.connections import Limits, tcp_worker
+from gear_plugin.errors import BadConfig, Conflict
 
 
 class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
@@ -68,19 +71,25 @@ def serve(
     keyfile: Path | None = None,
     ca_certs: Path | None = None,
     limits: Limits | None = None,
+    listening: Callable[[], None] | None = None,
+    ending: Callable[[], None] | None = None,
 ) -> None:
     """
     Serve until SIGTERM; *make_app* is called in the worker process.
+
+    *listening* is called when connections are taken, in this process; *ending*
+    in the worker, when it serves no more.
 
     *bind* is `unix:/path` or `host:port`; the rest is for the latter.  With
     *certfile* and *keyfile* (PEM) it speaks TLS alone; with *ca_certs* too,
     callers must show a certificate that one of these signed.
     """
     is_local = bind.startswith("unix:")
-    settings = {
+    settings: dict[str, Any] = {
         "bind": bind,
         "workers": 1,
         "threads": threads,
+        "worker_connections": 2 * threads,
         "worker_class": _Worker if is_local else tcp_worker(limits or Limits()),
         "keepalive": 0 if is_local else 1,  # TCP: whether; Limits say how long
         "timeout": 0,
@@ -94,4 +103,31 @@ def serve(
         settings |= {"certfile": str(certfile), "keyfile": str(keyfile or certfile)}
     if ca_certs is not None:
         settings |= {"ca_certs": str(ca_certs), "cert_reqs": ssl.CERT_REQUIRED}
+    # gunicorn counts a hook's parameters.
+    if listening is not None:
+        settings["when_ready"] = lambda _server: listening()
+    if ending is not None:
+        settings["worker_exit"] = lambda _server, _worker: ending()
     _Server(make_app, settings).run()
+
+
+def check_free(bind: str) -> None:
+    """
+    See that *bind* (`host:port`) can be listened on, which gunicorn tries for long.
+
+    Raises Conflict (somebody else does), BadConfig (no address of this machine,
+    or not allowed).
+    """
+    host, _, port = bind.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]") or None, int(port), type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"{bind} is taken; stop who listens there, or listen on another port"
+            ) from error
+        raise BadConfig(f"cannot listen on {bind}: {error.strerror}") from error

@@ -24,6 +24,7 @@ from gear_plugin.cli import (
     images,
     inspect,
     leave,
+    manager,
     restore,
     teaching,
 )
@@ -123,6 +124,9 @@ for command in (
     daemons.graphdriver,
     daemons.client,
     leave.leave,
+    manager.manager,
+    manager.token,
+    manager.nodes,
     daemons.run_api,
     daemons.run_port,
     daemons.run_fuse,

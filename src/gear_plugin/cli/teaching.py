@@ -11,6 +11,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("See what there is", ("images", "inspect")),
     ("Use one without a Gear engine", ("fs", "restore")),
     ("Run a node", ("graphdriver", "client", "leave")),
+    ("Run a cluster", ("manager", "token", "nodes")),
     ("When something is wrong, and for your shell", ("doctor", "help", "completion")),
 )
 

@@ -24,7 +24,7 @@ from gear_plugin.errors import (
 )
 
 if TYPE_CHECKING:
-    from gear_plugin.catalog import Catalog
+    from gear_plugin.catalog import Catalog, Roster
     from gear_plugin.content import DirectoryStore, ObjectSource
     from gear_plugin.jobs import BuiltImages, DockerEngine, Limits, Platform, Registry
     from gear_plugin.jobs.engine_facts import EngineFacts
@@ -131,11 +131,24 @@ def catalog(config: Config) -> Catalog:
     """The catalog, made if it is not there."""
     from gear_plugin.catalog import open_catalog
 
+    make_root(config)  # the default catalog lies in it
+    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
+
+
+def roster(config: Config) -> Roster:
+    """The cluster's records, in the catalog, which is made if it is not there."""
+    from gear_plugin.catalog import open_roster
+
+    make_root(config)
+    return open_roster(config.catalog, timeout_s=config.catalog_timeout_s)
+
+
+def make_root(config: Config) -> None:
+    """Gear's main folder; raises BadConfig."""
     try:
-        config.root.mkdir(parents=True, exist_ok=True)  # the default catalog lies in it
+        config.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadConfig(f"cannot make {config.root} ({error.strerror}); set --root") from error
-    return open_catalog(config.catalog, timeout_s=config.catalog_timeout_s)
 
 
 def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
@@ -147,7 +160,6 @@ def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
     raises, and TimedOut.
     """
     from gear_plugin.catalog import catalog_file
-    from gear_plugin.jobs.apart import call_apart
 
     def ask() -> _T | None:
         file = catalog_file(config.catalog)
@@ -156,12 +168,28 @@ def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
         with contextlib.closing(catalog(config)) as opened:
             return question(opened)
 
+    return _ask_apart(config, ask)
+
+
+def ask_roster(config: Config, question: Callable[[Roster], _T]) -> _T:
+    """As `ask_catalog`, about the cluster's records; the catalog is made if it is not there."""
+
+    def ask() -> _T:
+        with contextlib.closing(roster(config)) as opened:
+            return question(opened)
+
+    return _ask_apart(config, ask)
+
+
+def _ask_apart(config: Config, ask: Callable[[], _T]) -> _T:
+    from gear_plugin.jobs.apart import call_apart
+
     outcome = call_apart(ask, timeout_s=config.catalog_timeout_s + _CATALOG_MARGIN_S)
     if outcome.error is not None:
         raise outcome.error
     if outcome.trouble:
         raise TimedOut(f"catalog {config.catalog}: {outcome.trouble}")
-    answer: _T | None = outcome.values[0]
+    answer: _T = outcome.values[0]
     return answer
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -454,6 +455,16 @@ def test_a_long_object_streams(cluster: Cluster) -> None:
     content = hashlib.sha256(b"seed").digest() * 100_000
     assert cluster.put(content, cid=Digest.of(content)).status_code == 200
     assert cluster.get(OID).data == content
+
+
+def test_leftovers_of_a_crash_go(cluster: Cluster) -> None:
+    """At the next start, when they are no other manager's upload."""
+    old, new = cluster.incoming / ".tmp-old", cluster.incoming / ".tmp-new"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1_000_000, 1_000_000))
+    manager_app(dataclasses.replace(cluster.manager, check_times=CheckTimes()))
+    assert list(cluster.incoming.iterdir()) == [new]
 
 
 def test_a_manager_is_a_plain_value(cluster: Cluster) -> None:
