@@ -23,7 +23,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gear_plugin.cli import node, wiring
+from gear_plugin.cli import node, sources, wiring
 from gear_plugin.cli.supervisor import Child
 from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SELF = (sys.executable, "-m", "gear_plugin")
+_DOCKER_SOCKET = Path("/var/run/docker.sock")
 _POLL_S = 0.2
 _STOP_S = 6.0
 _TAKEN_AGAIN_S = 1.0
@@ -142,7 +143,10 @@ def port_app(config: Config) -> Flask:
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
-        return [*_SELF, verb, str(image), "--json"]
+        there = in_cluster(config)
+        places = ("--store", there.store, "--catalog", there.catalog)
+        source = ("--from", _image_source(config)) if verb == "build" else ()
+        return [*_SELF, *places, verb, str(image), *source, "--json"]
 
     return client_app(
         Collaborators(
@@ -158,6 +162,12 @@ def port_app(config: Config) -> Flask:
             limits=PortLimits(getting_s=config.fetch_timeout_s + _GETTING_MARGIN_S),
         )
     )
+
+
+def _image_source(config: Config) -> str:
+    """Where an image to upload is: in the engine, or where none can be reached in its registry."""
+    has_engine = config.docker_host or os.environ.get("DOCKER_HOST") or _DOCKER_SOCKET.exists()
+    return sources.ENGINE if has_engine else sources.REGISTRY
 
 
 class Resolver:
@@ -192,14 +202,35 @@ class Resolver:
 
 
 def _catalog(config: Config) -> Catalog:
-    """The cluster's catalog, or else that of the settings; never made here."""
+    """The catalog, never made here."""
     from gear_plugin.catalog import catalog_file
 
-    url = _cluster_settings(config.root).catalog or config.catalog
-    file = catalog_file(url)
+    there = in_cluster(config)
+    file = catalog_file(there.catalog)
     if file is not None and not file.exists():
         raise ContentNotFound("this node has no catalog, so object ids stand for nothing here")
-    return wiring.catalog(config.model_copy(update={"catalog": url}))
+    return wiring.catalog(there)
+
+
+def in_cluster(config: Config) -> Config:
+    """
+    *config* with the store and the catalog that the cluster names, where the
+    node's own settings name none.
+    """
+    settings = _cluster_settings(config.root)
+    on_nfs = settings.store.startswith("nfs://")  # the client process mounts it there
+    named = {
+        "store": str(config.root / "nfs") if on_nfs else settings.store,
+        "catalog": settings.catalog,
+    }
+    fields = Config.model_fields
+    return config.model_copy(
+        update={
+            key: value
+            for key, value in named.items()
+            if value and getattr(config, key) == fields[key].default
+        }
+    )
 
 
 def _cluster_settings(root: Path) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -436,3 +437,13 @@ def test_openapi_is_true_of_answers(node: PortNode) -> None:
         assert set(answer.get_json()) == set(schema["properties"]), path
     failed = node.http.get("/nowhere").get_json()
     assert set(failed) == set(document["components"]["schemas"]["Error"]["properties"])
+
+
+def test_every_call_is_shown_by_example(node: PortNode) -> None:
+    """
+    In docs/http-api.md, which has no other.
+    """
+    page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
+    section = page.partition("\n## Node\n")[2].partition("\n## Manager\n")[0]
+    shown = set(re.findall(r"^### (?:GET|POST) /(\w+)", section, re.MULTILINE))
+    assert shown == {path.split("/")[1].removesuffix(".json") for _, path in routes(node.app)}

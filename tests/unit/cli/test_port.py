@@ -161,22 +161,55 @@ def test_a_catalog_that_hangs_takes_no_caller_along() -> None:
         end.set()
 
 
-def test_the_clusters_catalog_beats_the_nodes_own(tmp_path: Path) -> None:
+def settings(root: Path, store: str, catalog: str) -> None:
+    answer = {"settings": {"store": store, "catalog": catalog}}
+    (root / "cluster.json").write_text(json.dumps(answer))
+
+
+def test_the_cluster_names_store_and_catalog(tmp_path: Path) -> None:
     """
-    As the manager gave it; one that is not there is not made.
+    Unless the node's own settings do.
     """
-    config = Config(root=tmp_path, catalog=f"sqlite://{tmp_path}/own.sqlite")
-    assert port._cluster_settings(tmp_path).catalog == ""
-    cluster = {"settings": {"store": "", "catalog": f"sqlite://{tmp_path}/cluster.sqlite"}}
-    (tmp_path / "cluster.json").write_text(json.dumps(cluster))
-    assert port._cluster_settings(tmp_path).catalog.endswith("/cluster.sqlite")
+    config = Config(root=tmp_path)
+    assert port.in_cluster(config) == config
+    settings(tmp_path, "nfs://server/export", "etcd://e")
+    there = port.in_cluster(config)
+    assert (there.store, there.catalog) == (f"{tmp_path}/nfs", "etcd://e")
+    settings(tmp_path, "/mnt/store", "")
+    there = port.in_cluster(config)
+    assert (there.store, there.catalog) == ("/mnt/store", config.catalog)
+    own = Config(root=tmp_path, store="/own", catalog="etcd://own")
+    assert port.in_cluster(own) == own
+    (tmp_path / "cluster.json").write_text("[")
+    assert port.in_cluster(config) == config
+
+
+def test_a_catalog_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """
+    Object ids stand for nothing then.
+    """
+    file = tmp_path / "cluster.sqlite"
+    config = Config(root=tmp_path)
+    settings(tmp_path, "", f"sqlite://{file}")
     with pytest.raises(ContentNotFound):
         port._catalog(config)
-    (tmp_path / "cluster.sqlite").touch()
+    assert not file.exists()
+    file.touch()
     port._catalog(config).close()
-    assert not (tmp_path / "own.sqlite").exists()
-    (tmp_path / "cluster.json").write_text("[")
-    assert port._cluster_settings(tmp_path).catalog == ""
+
+
+def test_uploads_take_images_from_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    In the managed plugin no engine can be reached.
+    """
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(port, "_DOCKER_SOCKET", tmp_path / "none")
+    assert port._image_source(Config()) == "registry"
+    assert port._image_source(Config(docker_host="unix:///x")) == "engine"
+    monkeypatch.setenv("DOCKER_HOST", "tcp://x")
+    assert port._image_source(Config()) == "engine"
 
 
 # --- the whole process ---------------------------------------------------------
