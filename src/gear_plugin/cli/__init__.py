@@ -25,6 +25,7 @@ from gear_plugin.cli import (
     inspect,
     restore,
     teaching,
+    upkeep,
 )
 from gear_plugin.errors import (
     AccessDenied,
@@ -114,6 +115,9 @@ for command in (
     images.images,
     inspect.inspect,
     restore.restore,
+    upkeep.remove,
+    upkeep.collect,
+    upkeep.verify,
     doctor.doctor,
     completion.completion,
     teaching.show_help,
@@ -153,8 +157,8 @@ def entry() -> None:
     """
     The console entry point.
 
-    A push to a share that hangs must end all the same (`departure`).
+    What works on a share must end all the same if that hangs (`departure`).
     """
-    if "push" in sys.argv:
+    if not {"push", "rm", "gc", "verify"}.isdisjoint(sys.argv):
         departure.run(main, interrupted=INTERRUPTED)
     main()
