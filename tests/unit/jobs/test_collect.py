@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 
 from gear_plugin.catalog import Catalog, ImageRecord, open_catalog
-from gear_plugin.content import DirectoryProfiles, DirectoryStore, Trash, until_named
+from gear_plugin.content import DirectoryProfiles, DirectoryStore, Trash, announce, until_named
 from gear_plugin.digest import Digest, object_id
-from gear_plugin.errors import Conflict, ContentNotFound, SourceUnavailable, TimedOut
+from gear_plugin.errors import (
+    Conflict,
+    ContentCorrupt,
+    ContentNotFound,
+    GearError,
+    SourceUnavailable,
+    TimedOut,
+)
+from gear_plugin.jobs import collect as job
 from gear_plugin.jobs.collect import Collection, Patience, collect
 from gear_plugin.names import ImageId
 from tests.unit.jobs.fakes import Recorder
@@ -99,6 +107,17 @@ def test_what_no_image_needs_goes(world: World) -> None:
     assert world.read(b"shared") == b"shared"
     assert world.read(b"other's") == b"other's"
     assert list(world.root.glob("trash/*")) == []
+
+
+def test_what_was_named_by_itself_stays(world: World) -> None:
+    """
+    As objects are that come through a manager, before their image has a record.
+    """
+    world.put(b"loose", b"gone")
+    world.catalog.name_object(object_id("app:1", b"path"), Digest.of(b"loose"))
+    done = world.collect()
+    assert (done.kept_objects, done.removed_objects, done.images) == (1, 1, 0)
+    assert world.has(b"loose")
 
 
 def test_what_was_stored_lately_stays(world: World) -> None:
@@ -241,6 +260,58 @@ def test_an_announcement_lasts_until_it_is_withdrawn(world: World) -> None:
         Trash(world.root).give_up(name)
     assert not second.stands()
     assert [first.withdraw(), second.withdraw()] == [True, False]
+
+
+def test_an_announcement_is_touched_now_and_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Not for every object; and one that was given up is not made again by that.
+    """
+    announcement = world.store.announce()
+    (path,) = world.root.glob("pushes/*")
+    os.utime(path, (0, 0))
+    announcement.renew()
+    assert path.stat().st_mtime == 0
+    monkeypatch.setattr(announce, "_RENEW_S", 0.0)
+    announcement.renew()
+    assert path.stat().st_mtime > time.time() - 60
+    path.unlink()
+    announcement.renew()
+    assert not path.exists()
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(ContentCorrupt("changed"), 0), (SourceUnavailable("no answer"), 1)]
+)
+def test_a_push_that_fails_does_not_hold_up_collections(
+    world: World, error: GearError, left: int
+) -> None:
+    """
+    But a store that does not answer is not waited for once more.
+    """
+    with pytest.raises(type(error)):
+        until_named(world.store, lambda _: fail(error), lambda: None)
+    assert len(list(world.root.glob("pushes/*"))) == left
+
+
+def test_other_machines_get_time_to_notice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    On a share, before pushes are looked for; not if there is nothing to remove.
+    """
+    monkeypatch.setattr(job, "is_local", lambda _root: False)
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    world.name(APP)
+    world.collect(may_empty=True, patience=Patience())
+    assert slept == []
+    world.put(b"content")
+    assert world.collect(may_empty=True, patience=Patience()).removed_objects == 1
+    assert slept == [75.0]
 
 
 def test_what_a_dead_collector_left_is_finished(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,26 @@ def test_of_two_forms_the_good_one_is_left(place: Place) -> None:
         (str(raw), "replaced")
     ]
     assert place.read(TEXT) == TEXT
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_the_disk_cannot_read_is_left_where_it_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch, repair: bool
+) -> None:
+    """
+    A share whose server is away may say the same of every file.
+    """
+    path, original = place.path(b"small"), os.read
+
+    def read(handle: int, count: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{handle}") == str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(handle, count)
+
+    monkeypatch.setattr(os, "read", read)
+    (problem,) = place.verify(repair=repair).problems
+    assert (problem.problem, problem.action) == ("unreadable", None)
+    assert path.exists()
 
 
 def test_no_store_is_no_sound_store(tmp_path: Path) -> None:
