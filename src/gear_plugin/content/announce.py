@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,12 @@ from typing import Any, TypeVar
 
 from gear_plugin.content.base import Announcement, ObjectStore
 from gear_plugin.content.incoming import Border
-from gear_plugin.errors import GearError, Unavailable
+from gear_plugin.errors import GearError
 
 T = TypeVar("T")
 
 _RENEW_S = 60.0
+_LAST_TRY_S = 1.0
 
 
 class FileAnnouncement:
@@ -80,7 +82,8 @@ def until_named(
 
     Announced, and both done again if a collector gave that up, so they must be
     safe to repeat; *put* should renew its announcement now and then.  *call*
-    calls what may hang.  Raises what the store and the two raise.
+    calls what may hang.  Raises what the store and the two raise; the
+    announcement is withdrawn then, if the store answers.
     """
     while True:
         announcement = call(store.announce)
@@ -90,11 +93,20 @@ def until_named(
             if not call(announcement.stands):
                 continue
             name()
-        except GearError as error:
-            # A store that does not answer is not waited for once more.
-            if not isinstance(error, Unavailable):
-                with contextlib.suppress(Unavailable):
-                    call(announcement.withdraw)
+        except (GearError, KeyboardInterrupt):
+            _withdraw_if_it_answers(announcement)
             raise
         if call(announcement.withdraw):
             return result
+
+
+def _withdraw_if_it_answers(announcement: Announcement) -> None:
+    """What failed may be the store itself, which is not waited for any more."""
+
+    def withdraw() -> None:
+        with contextlib.suppress(GearError):
+            announcement.withdraw()
+
+    thread = threading.Thread(target=withdraw, daemon=True)
+    thread.start()
+    thread.join(_LAST_TRY_S)

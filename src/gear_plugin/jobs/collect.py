@@ -161,10 +161,11 @@ def _wait_for_pushes(
     until_s = time.monotonic() + patience.wait_s
     waited_for = storing.call(lambda: collector.pushes(patience.dead_after_s))
     while waited_for:
+        if len(waited_for) != collector.done.pushes:
+            progress.step(f"waiting for pushes under way: {len(waited_for)}")
         collector.done.pushes = len(waited_for)
         if time.monotonic() >= until_s:
             return
-        progress.step(f"waiting for pushes under way: {len(waited_for)}")
         time.sleep(patience.poll_s)
         waited_for &= storing.call(lambda: collector.pushes(patience.dead_after_s))
     collector.done.pushes = 0

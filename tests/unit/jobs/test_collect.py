@@ -281,22 +281,38 @@ def test_an_announcement_is_touched_now_and_then(
     assert not path.exists()
 
 
-def fail(error: Exception) -> None:
-    raise error
+@pytest.mark.parametrize("error", [ContentCorrupt("changed"), TimedOut("the catalog hangs")])
+def test_a_push_that_fails_does_not_hold_up_collections(world: World, error: GearError) -> None:
+    """
+    It takes its announcement back; so does one that is interrupted.
+    """
+    for raised in (error, KeyboardInterrupt()):
+
+        def name(raised: BaseException = raised) -> None:
+            raise raised
+
+        with pytest.raises(type(raised)):
+            until_named(world.store, lambda _: None, name)
+        assert list(world.root.glob("pushes/*")) == []
 
 
-@pytest.mark.parametrize(
-    ("error", "left"), [(ContentCorrupt("changed"), 0), (SourceUnavailable("no answer"), 1)]
-)
-def test_a_push_that_fails_does_not_hold_up_collections(
-    world: World, error: GearError, left: int
+def test_a_store_that_hangs_is_not_waited_for_when_a_push_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    But a store that does not answer is not waited for once more.
+    Its announcement is left, and dies.
     """
-    with pytest.raises(type(error)):
-        until_named(world.store, lambda _: fail(error), lambda: None)
-    assert len(list(world.root.glob("pushes/*"))) == left
+    answered = threading.Event()
+    monkeypatch.setattr(announce, "_LAST_TRY_S", 0.01)
+    monkeypatch.setattr(Path, "unlink", lambda _path: answered.wait(60))
+
+    def put(_: object) -> None:
+        raise TimedOut("the store hangs")
+
+    with pytest.raises(TimedOut, match="the store hangs"):
+        until_named(world.store, put, lambda: None)
+    assert len(list(world.root.glob("pushes/*"))) == 1
+    answered.set()
 
 
 def test_other_machines_get_time_to_notice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
