@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,8 @@ class Fleet:
 
     def __init__(self, base: Path, count: int, **node_settings: object) -> None:
         self._base = base
+        self.managers_store = base / "store"
+        """The store as managers find it, from their next start on."""
         self._settings = node_settings
         self.network = Network(count)
         self.store = base / "store"
@@ -181,14 +184,12 @@ class Fleet:
 
     def start_nodes(self) -> None:
         """Start those that do not run, and wait until all have joined."""
-        starting = []
-        for node in (node for node in self.nodes if not node.is_running):
+        starting = [node for node in self.nodes if not node.is_running]
+        for node in starting:
             node.settings(token=self.token)
-            thread = threading.Thread(target=node.start)
-            thread.start()
-            starting.append(thread)
-        for thread in starting:
-            thread.join()
+        with ThreadPoolExecutor(len(self.nodes)) as workers:
+            for done in [workers.submit(node.start) for node in starting]:
+                done.result()
         self.await_live(*self.nodes)
         eventually(lambda: all(map(self._knows, self.nodes)), "they know each other", timeout_s=60)
 
@@ -204,7 +205,7 @@ class Fleet:
         root.mkdir(parents=True, exist_ok=True)
         values = {
             "root": root,
-            "store": self.store,
+            "store": self.managers_store,
             "catalog": f"etcd://{address(0)}:{self.etcd.port}",
             "catalog_timeout_s": 5,
             "check_s": 0.5,

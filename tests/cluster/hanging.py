@@ -30,7 +30,7 @@ class HangingStore:
 
 @contextlib.contextmanager
 def hanging_store(fleet: Fleet) -> Iterator[HangingStore]:
-    """All nodes restarted on such a store, and back on the real one afterwards."""
+    """Nodes and manager restarted on such a store, and back on the real one afterwards."""
     folder = fleet.store.parent / "hanging"
     folder.mkdir(exist_ok=True)
     mark = fleet.store.parent / "hang"
@@ -43,11 +43,19 @@ def hanging_store(fleet: Fleet) -> Iterator[HangingStore]:
         for node in fleet.nodes:
             node.stop()
             node.settings(store=folder)
+        _move_manager(fleet, folder)
         yield store
     finally:
         store.resume()
         for node in fleet.nodes:
             node.stop()
             node.forget_setting("store")
+        _move_manager(fleet, fleet.store)
         unmount(folder, lazy=True)
         process.wait(20)
+
+
+def _move_manager(fleet: Fleet, store: Path) -> None:
+    fleet.kill_manager()
+    fleet.managers_store = store
+    fleet.start_manager()

@@ -59,6 +59,15 @@ class Network:
                 _end_processes(name)
                 _run("ip", "netns", "del", name)
 
+    def slow_down(self, number: int, mbit: int) -> None:
+        """Let a node send *mbit* Mbit/s at most; 0: as it was."""
+        device = ("dev", "eth0", "root")
+        if not mbit:
+            _run("ip", "netns", "exec", netns(number), "tc", "qdisc", "del", *device)
+            return
+        rate = ("tbf", "rate", f"{mbit}mbit", "burst", "32kb", "limit", "256kb")
+        _run("ip", "netns", "exec", netns(number), "tc", "qdisc", "replace", *device, *rate)
+
     def cut(self, number: int) -> None:
         """Pull the plug of a node."""
         _run("ip", "-n", _HUB, "link", "set", f"port{number}", "down")

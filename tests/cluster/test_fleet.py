@@ -63,19 +63,21 @@ def test_a_second_start_reads_nothing_from_the_store(fleet: Fleet) -> None:
 
 
 def test_a_home_dies_in_mid_transfer(fleet: Fleet) -> None:
-    image = Image.random("dies", 3, 24 * MIB)
+    image = Image.random("dies", 2, 12 * MIB)
     fleet.publish(image)
     digest = sorted(image.digests())[0]
     name = next(name for name in image.files if image_digest(image, name) == digest)
     first = fleet.homes_of(digest)[0]
     asker = next(node for node in fleet.nodes if node not in fleet.homes_of(digest))
     tree = asker.tree(image)
+    fleet.network.slow_down(first.number, 20)
     found: list[bytes] = []
     reader = threading.Thread(target=lambda: found.append((tree / name).read_bytes()))
     reader.start()
     incoming = asker.root / "cache-incoming"
     eventually(lambda: any(file.stat().st_size for file in files_of(incoming)), "bytes come")
     first.kill_network_side()
+    fleet.network.slow_down(first.number, 0)
     reader.join(60)
     assert found == [image.files[name]]
 
