@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine test-full test-faults torture check fuzz plugin bench bench-full clean
+.PHONY: demo test test-engine test-full test-faults torture check fuzz plugin bench bench-full bench-fleet clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -45,6 +45,10 @@ bench: build/.ready               ## overlay2 and Gear side by side, three quart
 
 bench-full: build/.ready          ## the same with every image and more repetitions: hours
 	$(PY) -m bench --full $(ARGS)
+
+bench-fleet: build/.ready         ## three minutes: a node's port on loopback; 1,000 and 10,000 nodes, simulated
+	$(PY) -m bench.port
+	$(PY) -m bench.fleet
 
 clean:
 	test ! -x $(PY) || $(PY) -m tests.engine.engine build/engines

@@ -93,3 +93,11 @@ def _count(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise ArgumentTypeError(f"{text!r} is not a number of repetitions")
     return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Numbers above 0, as the type of an argument."""
+    found = text.split(",")
+    if not all(count.isdigit() and int(count) for count in found):
+        raise ArgumentTypeError(f"{text!r} is not numbers above 0")
+    return tuple(map(int, found))

@@ -59,12 +59,17 @@ def write_large(target: Path) -> None:
                 folder = tarfile.TarInfo(f"usr/d{number}")
                 folder.type, folder.mode = tarfile.DIRTYPE, 0o755
                 archive.addfile(folder)
-            size = min(int(_MEDIAN_BYTES * chance.lognormvariate(0, _SIGMA)), _MAX_BYTES)
+            size = draw_size_bytes(chance)
             start = chance.randrange(len(blob) - size)
             member = tarfile.TarInfo(f"{folder.name}/f{number}")
             member.size = size
             archive.addfile(member, io.BytesIO(blob[start : start + size]))
     partial.rename(target)
+
+
+def draw_size_bytes(chance: random.Random) -> int:
+    """The size of one file of an ordinary image."""
+    return min(int(_MEDIAN_BYTES * chance.lognormvariate(0, _SIGMA)), _MAX_BYTES)
 
 
 class Ordinary:

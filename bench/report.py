@@ -77,8 +77,14 @@ def value(amount: float, unit: str) -> str:
             return f"{amount / 1e6:.1f} MB"
         case "B":
             return f"{amount:.1f} B"
+        case "s" if amount < 0.01:
+            return f"{amount * 1e3:.3f} ms"
         case "s":
             return f"{amount:.3f} s" if amount < 1 else f"{amount:.2f} s"
+        case "reads" | "%":
+            return f"{amount:.3f}"
+        case "objects/s":
+            return f"{amount:,.0f}/s"
         case _:
             return f"{amount:.1f} {unit}"
 

@@ -53,6 +53,28 @@ MEASURES = {
         Measure("run_many_s", "s", "100 x docker run, in a row"),
         Measure("run_parallel_s", "s", "20 x docker run, at once"),
         Measure("rm_s", "s", "docker rm of 50"),
+        # bench.fleet
+        Measure("fleet_reads", "reads", "reads from the store, an object"),
+        Measure("fleet_reads_worst", "reads", "  of the object that was read most"),
+        Measure("fleet_more_bytes", "B", "  bytes read beyond the quiet run's"),
+        Measure("fleet_refused", "requests", "requests to dead nodes, a node"),
+        Measure("fleet_rehomed", "%", "copies at homes that move"),
+        Measure("fleet_rehomed_bytes", "B", "  their bytes, of the whole image"),
+        Measure("fleet_requests_peak", "x mean", "requests, the busiest node"),
+        Measure("fleet_sent_peak", "x mean", "bytes sent, the busiest node"),
+        Measure("fleet_sent_most_bytes", "B", "  how many those are"),
+        Measure("fleet_route_s", "s", "route of one object"),
+        Measure("fleet_members_s", "s", "taking up a new list of members"),
+        # bench.port
+        Measure("port_mb_s", "MB/s", "MB/s"),
+        Measure("port_objects_s", "objects/s", "objects a second"),
+        Measure("port_p50_s", "s", "  half of the answers within"),
+        Measure("port_p99_s", "s", "  99 of 100 answers within"),
+        Measure("port_cpu_s_gb", "s", "  server's processor time, a GB"),
+        Measure("port_cpu_s_1000", "s", "  server's processor time, 1,000 objects"),
+        Measure("port_core_mb_s", "MB/s", "MB/s per core used"),
+        Measure("port_core_objects_s", "objects/s", "objects a second per core used"),
+        Measure("port_rss_bytes", "B", "server's memory (RSS)"),
     )
 }
 

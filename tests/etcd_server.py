@@ -12,21 +12,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.netns import inside
+
 
 class EtcdServer:
     """
     One member under *folder*; its ports stay the same from start to start.
 
-    *tls*: a folder with `server.pem`, `server.key` and `ca.pem`.
+    *tls*: a folder with `server.pem`, `server.key` and `ca.pem`.  It listens on
+    *host*, an address of the network namespace *netns*.
     """
 
-    def __init__(self, folder: Path, *words: str, tls: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        tls: Path | None = None,
+        host: str = "127.0.0.1",
+        netns: str = "",
+    ) -> None:
         if shutil.which("etcd") is None:
             # Where everything must run, a test that is left out is a failure.
             (pytest.fail if os.environ.get("CI") else pytest.skip)("etcd is not installed")
         self._folder = folder
         self._words = words
         self._tls = tls
+        self._host, self._netns = host, netns
         self._process: subprocess.Popen[bytes] | None = None
         self.port, self._peer_port = _free_port(), _free_port()
 
@@ -34,7 +45,7 @@ class EtcdServer:
         """Start it and wait until it serves."""
         self._folder.mkdir(parents=True, exist_ok=True)
         scheme = "https" if self._tls else "http"
-        ours, peer = f"{scheme}://127.0.0.1:{self.port}", f"http://127.0.0.1:{self._peer_port}"
+        ours, peer = f"{scheme}://{self._host}:{self.port}", f"http://127.0.0.1:{self._peer_port}"
         command = ["etcd", "--name", "test", "--data-dir", str(self._folder / "data")]
         command += ["--listen-client-urls", ours, "--advertise-client-urls", ours]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
@@ -44,18 +55,20 @@ class EtcdServer:
             command += ["--key-file", str(self._tls / "server.key")]
         log_file = self._folder / "log"
         with log_file.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(inside(self._netns, command), stdout=log, stderr=log)
         # Nothing listens for clients before the member has joined its cluster.
         deadline_s = time.monotonic() + 60
         while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-            except OSError:
-                assert self._process.poll() is None, log_file.read_text()
-                assert time.monotonic() < deadline_s, log_file.read_text()
-                time.sleep(0.02)
-            else:
+            if self._listens():
                 return
+            assert self._process.poll() is None, log_file.read_text()
+            assert time.monotonic() < deadline_s, log_file.read_text()
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        connect = f"exec 3<>/dev/tcp/{self._host}/{self.port}"
+        command = inside(self._netns, ["bash", "-c", connect])
+        return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def stop(self) -> None:
         """End it; what it holds stays for the next start."""

@@ -28,6 +28,10 @@ from gear_plugin.errors import StorageFull
 
 TEMP_PREFIX = ".tmp-"
 READ_ONLY = 0o444
+# Those that no other machine changes behind the kernel's back.
+_LOCAL = frozenset(
+    ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -110,3 +114,16 @@ def storage_full(path: Path) -> Iterator[None]:
                 f"no room left in {path.parent} ({error.strerror}); free space there"
             ) from error
         raise
+
+
+def is_local(folder: Path) -> bool:
+    """Whether *folder*, which exists, is on a filesystem of this machine alone."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    kind = ""
+    # Fields: proc(5), /proc/pid/mountinfo; the last line of a device is the topmost mount.
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        fields = line.split(" ")
+        if fields[2] == wanted:
+            kind = fields[fields.index("-") + 1]
+    return kind in _LOCAL

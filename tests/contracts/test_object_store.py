@@ -16,6 +16,7 @@ from gear_plugin.content import (
     MemoryStore,
     ObjectSource,
     ObjectStore,
+    until_named,
 )
 from gear_plugin.content.calls import Calls
 from gear_plugin.content.peer import HomesSource, ManagerSource
@@ -232,6 +233,21 @@ def test_nothing_to_sweep(store: ObjectStore, put: Put) -> None:
     put(b"content")
     assert store.sweep() == 0
     assert store.has(Digest.of(b"content"))
+
+
+def test_an_announcement_is_withdrawn_once(store: ObjectStore) -> None:
+    """It stands until then, if no collector gave it up."""
+    announcement = store.announce()
+    announcement.renew()
+    assert announcement.stands()
+    assert announcement.withdraw()
+
+
+def test_what_is_named_was_announced(store: ObjectStore, put: Put) -> None:
+    """First the objects, then their names; both once, when nothing happens meanwhile."""
+    done: list[str] = []
+    assert until_named(store, lambda _: put(b"content"), lambda: done.append("named"))
+    assert done == ["named"]
 
 
 def test_name_is_for_people(store: ObjectStore) -> None:

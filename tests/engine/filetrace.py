@@ -28,7 +28,7 @@ class OpenTrace:
 
     def __init__(self, mount_path: Path) -> None:
         self._root = str(mount_path)
-        self._paths: set[str] = set()
+        self._opens: set[tuple[int, str]] = set()
         self._stop_r, self._stop_w = os.pipe()
         self._queue = -1
         self._thread = threading.Thread(target=self._collect, daemon=True)
@@ -57,7 +57,11 @@ class OpenTrace:
 
     def paths(self) -> set[str]:
         """Paths from the filesystem's root, each with a leading slash."""
-        return set(self._paths)
+        return {path for _, path in self._opens}
+
+    def opens(self) -> set[tuple[int, str]]:
+        """The same, with the process that opened it (the kernel reports repeats as it likes)."""
+        return set(self._opens)
 
     def _collect(self) -> None:
         while True:
@@ -70,9 +74,9 @@ class OpenTrace:
     def _take(self, events: bytes) -> None:
         at = 0
         while at < len(events):
-            length, _, _, _, _, handle, _ = _EVENT.unpack_from(events, at)
+            length, _, _, _, _, handle, pid = _EVENT.unpack_from(events, at)
             at += length
             if handle >= 0:
                 path = os.readlink(f"/proc/self/fd/{handle}")
                 os.close(handle)
-                self._paths.add("/" + path.removeprefix(self._root).lstrip("/"))
+                self._opens.add((pid, "/" + path.removeprefix(self._root).lstrip("/")))

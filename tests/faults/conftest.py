@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def make_node(tmp_path: Path) -> Iterator[MakeNode]:
     """Makes nodes, and ends them all."""
     made: list[Node] = []
 
-    def make(files: dict[str, bytes], base: Path = tmp_path, **settings: object) -> Node:
+    def make(files: dict[str, bytes], base: Path = tmp_path, **settings: Any) -> Node:
         node = Node(base, files, **settings)
         made.append(node)
         return node

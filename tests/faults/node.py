@@ -20,6 +20,7 @@ from gear_plugin.digest import Digest
 from gear_plugin.errors import GearError
 from gear_plugin.image import Inode, Kind, Tree
 from gear_plugin.rootfs import mounts, unmount
+from tests.engine.netns import inside
 from tests.unit.image.indexes import index
 from tests.unit.layers.layer_damage import whole
 from tests.unix_http import UnixConnection
@@ -40,11 +41,21 @@ class Node:
     """
     A node on *base*: its folders, a store with the objects of *files*, and
     `gear graphdriver`.  *settings* go to it as GEAR_ variables.
+
+    *store*: one that others use, too; *netns*: the network namespace it lives in.
     """
 
-    def __init__(self, base: Path, files: Mapping[str, bytes], **settings: object) -> None:
-        self.base, self.files = base, dict(files)
-        self.root, self.store = base / "gear", base / "store"
+    def __init__(
+        self,
+        base: Path,
+        files: Mapping[str, bytes],
+        *,
+        store: Path | None = None,
+        netns: str = "",
+        **settings: object,
+    ) -> None:
+        self.base, self.files, self.netns = base, dict(files), netns
+        self.root, self.store = base / "gear", store or base / "store"
         # The sockets' paths must be short.
         self.run = Path(tempfile.mkdtemp(prefix="gear-node-"))
         self.log = base / "log"
@@ -66,6 +77,10 @@ class Node:
     def settings(self, **settings: object) -> None:
         """Other settings from the next start on."""
         self._environment |= {f"GEAR_{name.upper()}": str(v) for name, v in settings.items()}
+
+    def forget_setting(self, name: str) -> None:
+        """The setting's default from the next start on."""
+        self._environment.pop(f"GEAR_{name.upper()}", None)
 
     # --- the store ------------------------------------------------------------
 
@@ -92,14 +107,20 @@ class Node:
 
     def start(self) -> None:
         """Start the supervisor, and wait until it serves."""
+        command = [sys.executable, "-m", "gear_plugin", "graphdriver", "--socket", self._socket]
         with self.log.open("ab") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-m", "gear_plugin", "graphdriver", "--socket", self._socket],
+                inside(self.netns, command),
                 env=self._environment,
                 stderr=log,
                 stdout=log,
             )
         eventually(self._is_ready, "the node is ready")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._supervisor is not None
 
     def stop(self) -> None:
         """SIGTERM, and wait."""

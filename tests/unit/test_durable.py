@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_plugin.durable import TEMP_PREFIX, remove_stale, write_once
+from gear_plugin.durable import TEMP_PREFIX, is_local, remove_stale, write_once
 from gear_plugin.errors import StorageFull
 
 
@@ -110,3 +110,9 @@ def test_remove_stale_goes_by_the_clock_it_is_given(tmp_path: Path) -> None:
         os.utime(path, (1_000_000 + offset_s, 1_000_000 + offset_s))
     assert remove_stale(tmp_path, older_than_s=600, now_s=1_000_000) == 2
     assert set(os.listdir(tmp_path)) == {f"{TEMP_PREFIX}now", f"{TEMP_PREFIX}soon"}
+
+
+def test_a_filesystem_of_this_machine_is_local(tmp_path: Path) -> None:
+    """Where no other machine can move a file."""
+    assert is_local(tmp_path)
+    assert not is_local(Path("/proc"))

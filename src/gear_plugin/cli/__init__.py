@@ -27,6 +27,7 @@ from gear_plugin.cli import (
     manager,
     restore,
     teaching,
+    upkeep,
 )
 from gear_plugin.errors import (
     AccessDenied,
@@ -116,6 +117,9 @@ for command in (
     images.images,
     inspect.inspect,
     restore.restore,
+    upkeep.remove,
+    upkeep.collect,
+    upkeep.verify,
     doctor.doctor,
     completion.completion,
     teaching.show_help,
@@ -160,8 +164,8 @@ def entry() -> None:
     """
     The console entry point.
 
-    A push to a share that hangs must end all the same (`departure`).
+    What works on a share must end all the same if that hangs (`departure`).
     """
-    if "push" in sys.argv:
+    if not {"push", "rm", "gc", "verify"}.isdisjoint(sys.argv):
         departure.run(main, interrupted=INTERRUPTED)
     main()

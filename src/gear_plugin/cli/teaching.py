@@ -10,6 +10,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Make and publish Gear images", ("build", "push")),
     ("See what there is", ("images", "inspect")),
     ("Use one without a Gear engine", ("fs", "restore")),
+    ("Keep store and caches tidy", ("rm", "gc", "verify")),
     ("Run a node", ("graphdriver", "client", "leave")),
     ("Run a cluster", ("manager", "token", "nodes")),
     ("When something is wrong, and for your shell", ("doctor", "help", "completion")),

@@ -1,41 +1,24 @@
-"""
-Rendezvous hashing: which nodes keep an object for all others.
-
-Every node computes the same answer from the same members, without asking.  When
-a node comes or goes, only the objects that it is a home of change homes.
-(Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998.)
-"""
+"""Which nodes keep an object for all others; how they are found: ring.py."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import heapq
 from collections.abc import Iterable
 
 from gear_plugin.cluster.members import Member
+from gear_plugin.cluster.ring import HOMES, Ring
 from gear_plugin.digest import Digest
-
-HOMES = 2
-"""Homes of each object: the store is read about this many times per object."""
-
-_MASK = (1 << 64) - 1
 
 
 def homes(digest: Digest, members: Iterable[Member], count: int = HOMES) -> list[Member]:
-    """The *count* homes of the object among *members* (fewer if there are), the first first."""
-    key = int.from_bytes(digest.raw[:8], "big")
-    return heapq.nlargest(count, members, key=lambda member: (_weight(member.node, key), member))
+    """
+    The *count* homes of the object among *members* (fewer if there are), the first first.
+
+    Goes over all members, 0.2 ms for 10,000; who asks often asks `Members.homes`.
+    """
+    nodes = list(members)
+    ring = _ring(tuple([member.node for member in nodes]))
+    return [nodes[place] for place in ring.homes(digest, count)]
 
 
-def _weight(node: str, key: int) -> int:
-    """A number that depends on both in no visible way (the finaliser of splitmix64)."""
-    mixed = (key ^ _seed(node)) & _MASK
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-    return mixed ^ (mixed >> 31)
-
-
-@functools.lru_cache(maxsize=65536)
-def _seed(node: str) -> int:
-    return int.from_bytes(hashlib.sha256(node.encode()).digest()[:8], "big")
+_ring = functools.lru_cache(maxsize=4)(Ring)

@@ -6,10 +6,13 @@ JSON shapes (`as_json`, `from_json`) are those of :2019 and :2020; docs/http-api
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from gear_plugin.cluster.ring import HOMES, Ring
+from gear_plugin.digest import Digest
 from gear_plugin.errors import BadRequest
 
 _NODE = re.compile(r"[0-9a-f]{32}\Z")
@@ -56,7 +59,7 @@ class Member:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what follows from the nodes is kept beside them
 class Members:
     """All nodes, by id; *version* grows whenever who is live, or where, changes."""
 
@@ -65,7 +68,19 @@ class Members:
 
     def live(self) -> tuple[Member, ...]:
         """Those that answer."""
+        return self._live
+
+    def homes(self, digest: Digest, count: int = HOMES) -> list[Member]:
+        """As `cluster.homes` of the live nodes, which are sorted only once."""
+        return [self._live[place] for place in self._ring.homes(digest, count)]
+
+    @functools.cached_property
+    def _live(self) -> tuple[Member, ...]:
         return tuple(node for node in self.nodes if node.is_live)
+
+    @functools.cached_property
+    def _ring(self) -> Ring:
+        return Ring([node.node for node in self._live])
 
     def as_json(self) -> dict[str, Any]:
         """The answer of `GET /nodes`."""

@@ -105,8 +105,38 @@ class Put:
     """What it takes in the store (compressed)."""
 
 
+class Announcement(Protocol):
+    """Tells collectors of garbage that somebody is about to name objects (`announce`)."""
+
+    def renew(self) -> None:
+        """Say that its maker lives; cheap, to be called often, at least every minute or so."""
+        ...
+
+    def stands(self) -> bool:
+        """Renew it now; False: a collector has given it up."""
+        ...
+
+    def withdraw(self) -> bool:
+        """
+        Take it back, all being named; False: a collector had given it up before.
+
+        Then every object has to be put again: it may have been removed.
+        """
+        ...
+
+
 class ObjectStore(ObjectSource, Protocol):
     """A source that objects can be put into, and that can say what it holds."""
+
+    def announce(self) -> Announcement:
+        """
+        Keep what is here until the announcement is withdrawn.
+
+        To be called before the first `has` or `put` of objects that will be
+        named in a catalog (`until_named` does it all).  Raises
+        SourceUnavailable, StorageFull.
+        """
+        ...
 
     def has(self, digest: Digest) -> bool:
         """Whether the object is there; raises SourceUnavailable when it cannot say."""

@@ -4,12 +4,17 @@ An object store in a directory, local or on NFS.
     <root>/objects/<first 3 hex digits>/<other 61>        as it is
     <root>/objects/<first 3 hex digits>/<other 61>.zst    one zstd frame
     <root>/incoming/.tmp-<16 hex>                         being written
+    <root>/pushes/<16 hex>                                a push is under way (`announce`)
+    <root>/trash/<16 hex>/<3 hex digits>/<61>[.zst]       about to be removed (`trash`)
 
 Which of the two forms is the writer's choice; readers look for both.  Files
 appear whole and durable, read-only, and never change: the bytes are on disk
 before they have a name, and the name before `put` returns.  Any number of
 threads, processes and machines may write: names come from content, so the
 worst that a race leaves is one object in both forms, each right.
+
+Only a collector removes anything (`jobs.collect`).  What it has thrown into the
+trash counts as missing to writers, and is still read.
 
 Crash windows: before the name is given, a file is left in `incoming/`, which
 `sweep` takes away a day later; after it, the object is whole, and only its
@@ -28,8 +33,10 @@ from pathlib import Path
 
 import zstandard
 
-from gear_plugin.content.base import CHUNK_BYTES, Put
+from gear_plugin.content.announce import FileAnnouncement
+from gear_plugin.content.base import CHUNK_BYTES, Announcement, Put
 from gear_plugin.content.incoming import Batch, Incoming
+from gear_plugin.content.shelves import COMPRESSED, StoredFile
 from gear_plugin.digest import SHARD_HEX_DIGITS, Digest
 from gear_plugin.durable import TEMP_PREFIX, is_full, remove_stale, sync_directory
 from gear_plugin.errors import (
@@ -40,7 +47,6 @@ from gear_plugin.errors import (
     StorageFull,
 )
 
-_ZST = ".zst"
 # Level 3 uses windows of at most 2 MiB; a frame that asks for more is not ours
 # and would cost each reader that much memory.
 _MAX_WINDOW_BYTES = 8 << 20
@@ -56,6 +62,8 @@ class DirectoryStore:
         self._objects = root / "objects"
         self._objects_text = str(self._objects)
         self._incoming = root / "incoming"
+        self._pushes = root / "pushes"
+        self._trash = str(root / "trash")
 
     @classmethod
     def create(cls, root: Path) -> DirectoryStore:
@@ -76,14 +84,28 @@ class DirectoryStore:
             raise SourceUnavailable(f"cannot make a store in {root}: {error.strerror}") from error
         return cls(root)
 
+    def announce(self) -> Announcement:
+        self._check_present()
+        with self._writing():
+            self._pushes.mkdir(exist_ok=True)
+        return FileAnnouncement(self._pushes, self._writing)
+
     @contextlib.contextmanager
     def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
         handle, is_compressed = self._open(digest)
+        with self._reading(digest, handle, is_compressed) as chunks:
+            yield chunks
+
+    @contextlib.contextmanager
+    def read_file(self, file: StoredFile) -> Iterator[Iterator[bytes]]:
+        """As `read`, one file of the object in particular."""
         try:
-            raw = self._chunks(digest, handle)
-            yield self._decompressed(digest, raw) if is_compressed else raw
-        finally:
-            os.close(handle)
+            with self._unavailable(file.digest):
+                handle = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise ContentNotFound(f"{self.name} has no {file.name} any more") from error
+        with self._reading(file.digest, handle, file.is_compressed) as chunks:
+            yield chunks
 
     def has(self, digest: Digest) -> bool:
         return self._find(digest) is not None
@@ -137,41 +159,57 @@ class DirectoryStore:
         for shard in shards:
             with self._unavailable(f"folder {shard}"):
                 names = os.listdir(f"{self._objects_text}/{shard}")
-            for name in {name.removesuffix(_ZST) for name in names}:
+            for name in {name.removesuffix(COMPRESSED) for name in names}:
                 # Temporaries, and whatever people put there, are not objects.
                 with contextlib.suppress(BadDigest):
                     yield Digest.from_shard_path(f"{shard}/{name}")
 
     def delete(self, digest: Digest) -> bool:
         removed = False
-        for suffix in ("", _ZST):
+        for path in self._forms(digest):
             with self._unavailable(digest), contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path(digest) + suffix)
+                os.unlink(path)
                 removed = True
         return removed
 
     def size(self, digest: Digest) -> int:
-        found = self._find(digest)
-        if found is None:
-            raise ContentNotFound(f"{self.name} has no object {digest}")
-        return found.st_size
+        for path in self._readable(digest):
+            with self._unavailable(digest), contextlib.suppress(FileNotFoundError):
+                return os.stat(path).st_size
+        self._check_present()
+        raise ContentNotFound(f"{self.name} has no object {digest}")
 
     def _path(self, digest: Digest) -> str:
         return f"{self._objects_text}/{digest.shard_path}"
 
-    def _find(self, digest: Digest) -> os.stat_result | None:
+    def _forms(self, digest: Digest) -> tuple[str, str]:
         path = self._path(digest)
-        for suffix in ("", _ZST):
+        return path, path + COMPRESSED
+
+    def _readable(self, digest: Digest) -> Iterator[str]:
+        """Where the object may be read; only the first two are tried for one that is there."""
+        yield from self._forms(digest)
+        try:
+            runs = os.listdir(self._trash)
+        except OSError:
+            return
+        for run in runs:
+            path = f"{self._trash}/{run}/{digest.shard_path}"
+            yield from (path, path + COMPRESSED)
+        # A collector may have put it back between the two looks.
+        yield from self._forms(digest)
+
+    def _find(self, digest: Digest) -> os.stat_result | None:
+        for path in self._forms(digest):
             with self._unavailable(digest), contextlib.suppress(FileNotFoundError):
-                return os.stat(path + suffix)
+                return os.stat(path)
         self._check_present()
         return None
 
     def _open(self, digest: Digest) -> tuple[int, bool]:
-        path = self._path(digest)
-        for suffix in ("", _ZST):
+        for path in self._readable(digest):
             with self._unavailable(digest), contextlib.suppress(FileNotFoundError):
-                return os.open(path + suffix, os.O_RDONLY | os.O_CLOEXEC), bool(suffix)
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC), path.endswith(COMPRESSED)
         self._check_present()
         raise ContentNotFound(f"{self.name} has no object {digest}")
 
@@ -180,6 +218,16 @@ class DirectoryStore:
             is_present = self._objects.is_dir()
         if not is_present:
             raise SourceUnavailable(f"{self.name} has no objects/ directory; is it mounted?")
+
+    @contextlib.contextmanager
+    def _reading(
+        self, digest: Digest, handle: int, is_compressed: bool
+    ) -> Iterator[Iterator[bytes]]:
+        try:
+            raw = self._chunks(digest, handle)
+            yield self._decompressed(digest, raw) if is_compressed else raw
+        finally:
+            os.close(handle)
 
     @contextlib.contextmanager
     def _unavailable(self, what: object) -> Iterator[None]:
@@ -233,7 +281,7 @@ class DirectoryStore:
 
     def _publish(self, incoming: Incoming) -> Put:
         """Give the object its name, unless another writer was first."""
-        target = self._path(incoming.digest) + (_ZST if incoming.is_compressed else "")
+        target = self._path(incoming.digest) + (COMPRESSED if incoming.is_compressed else "")
         try:
             os.link(incoming.path, target)
         except FileExistsError:

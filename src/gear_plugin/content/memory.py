@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from gear_plugin.content.base import CHUNK_BYTES, Put
+from gear_plugin.content.base import CHUNK_BYTES, Announcement, Put
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound
 
@@ -21,6 +21,9 @@ class MemoryStore:
         self.name = name
         self._objects: dict[Digest, bytes] = {}
         self._lock = threading.Lock()
+
+    def announce(self) -> Announcement:
+        return _Announcement()
 
     @contextlib.contextmanager
     def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
@@ -69,3 +72,16 @@ class MemoryStore:
             return self._objects[digest]
         except KeyError:
             raise ContentNotFound(f"{self.name} has no object {digest}") from None
+
+
+class _Announcement:
+    """Nobody collects here."""
+
+    def renew(self) -> None:
+        pass
+
+    def stands(self) -> bool:
+        return True
+
+    def withdraw(self) -> bool:
+        return True

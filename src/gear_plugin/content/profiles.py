@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gear_plugin.digest import Digest
-from gear_plugin.durable import write_once
-from gear_plugin.errors import GearError
+from gear_plugin.durable import remove_stale, write_once
+from gear_plugin.errors import BadDigest, GearError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _MAGIC = b"gear start profile 1\n"
 _DIGEST_BYTES = 32
 MAX_OBJECTS = 20_000
 """More is no start any more; 640 KB."""
+_STALE_S = 24 * 3600.0
+"""Nobody writes one profile for so long."""
 
 
 class DirectoryProfiles:
@@ -63,3 +65,24 @@ class DirectoryProfiles:
             log.info("no start profile of image %s was kept: %s", image.hex[:12], error)
             return False
         return True
+
+    def collect(
+        self, known: Collection[Digest], *, older_than_s: float, now_s: float, is_dry_run: bool
+    ) -> int:
+        """
+        Remove the profiles of images other than *known*; how many that were.
+
+        Those of the last *older_than_s*, by the store's clock *now_s*, stay.
+        """
+        removed = 0
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._folder.iterdir():
+                with contextlib.suppress(BadDigest, FileNotFoundError):
+                    is_known = Digest.from_hex(path.name) in known
+                    if not is_known and abs(now_s - path.stat().st_mtime) >= older_than_s:
+                        removed += 1
+                        if not is_dry_run:
+                            path.unlink()
+            if not is_dry_run:
+                remove_stale(self._folder, older_than_s=_STALE_S, now_s=now_s)
+        return removed

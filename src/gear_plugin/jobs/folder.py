@@ -166,6 +166,33 @@ class BuildFolder:
                     shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
+    def held_for_removal(self) -> Iterator[bool]:
+        """
+        Give whether anything was built here, which nobody builds or pushes
+        during the block; and when it ends well, remove that.
+
+        Raises Conflict (somebody does now), BadConfig (not allowed to).
+        """
+        if not self.path.exists():
+            yield False  # whoever builds it in this moment comes later
+            return
+        parent = self.path.parent
+        try:
+            held = _locked(parent, self.path.name, fcntl.LOCK_EX)
+        except OSError as error:
+            raise BadConfig(f"cannot use {parent} ({error.strerror}); set --root") from error
+        with held:
+            yield self.path.exists()
+            try:
+                prefix = f"{_TEMP}{self.path.name}{_TEMP_END}"
+                aside = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.rename(aside)
+            except OSError as error:
+                raise BadConfig(f"cannot remove {self.path} ({error.strerror})") from error
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
     def in_use(self) -> Iterator[BuildResult]:
         """
         What was built here, which no other build replaces during the block.

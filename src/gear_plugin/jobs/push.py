@@ -6,6 +6,9 @@ objects into the store, then their names and the image's record into the
 catalog, last the index image to the registry.  Nobody can pull an index whose
 objects are not there.
 
+The objects and the record are announced to collectors of garbage (`until_named`):
+an object that the store has already must not go before the record names it.
+
 Crash windows: before the record, objects are left that nothing names yet, and
 the next push finds them there; after it, `gear images` shows an image whose
 index cannot be pulled yet, or is an older one, until the push is repeated.
@@ -19,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gear_plugin.catalog import Catalog, ImageRecord
-from gear_plugin.content import ObjectStore
+from gear_plugin.content import Announcement, ObjectStore, until_named
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import Conflict, IndexDamaged
 from gear_plugin.image import INDEX_NAME, TarReader, Tree, read_erofs
@@ -27,7 +30,7 @@ from gear_plugin.jobs.build import digest_of_file
 from gear_plugin.jobs.engine import Pusher
 from gear_plugin.jobs.folder import BuildFolder, BuildResult
 from gear_plugin.jobs.progress import Progress
-from gear_plugin.jobs.upload import upload
+from gear_plugin.jobs.upload import Uploaded, upload
 from gear_plugin.jobs.watched import Watch
 from gear_plugin.names import ImageId
 
@@ -79,11 +82,18 @@ def push(
         _check_same_build(gear_image, engine, folder, built)
         tree = _read_index(folder, built)
         watch = Watch(store.name, stall_s, progress)
-        sent = upload(tree.objects(), folder.files, store, watch, progress)
         names = _names(built, tree)
-        progress.step(f"recording {len(names)} paths in the catalog")
         record = _record(gear_image, folder, built)
-        Watch("the catalog", stall_s, progress).call(lambda: catalog.put_image(record, names))
+
+        def put(announcement: Announcement) -> Uploaded:
+            sending = _Renewing(progress, announcement)
+            return upload(tree.objects(), folder.files, store, watch, sending)
+
+        def name() -> None:
+            progress.step(f"recording {len(names)} paths in the catalog")
+            Watch("the catalog", stall_s, progress).call(lambda: catalog.put_image(record, names))
+
+        sent = until_named(store, put, name, call=watch.call)
         progress.step(f"pushing {gear_image} to its registry")
         engine.push(gear_image, progress)
     return PushResult(
@@ -92,6 +102,24 @@ def push(
         index_bytes=built.index_bytes,
         seconds=round(time.monotonic() - begun, 3),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Renewing:
+    """A progress that says to collectors, too, that the push goes on."""
+
+    shown: Progress
+    announcement: Announcement
+
+    def step(self, text: str, *, total_bytes: int = 0) -> None:
+        self.shown.step(text, total_bytes=total_bytes)
+
+    def advance(self, count_bytes: int) -> None:
+        self.announcement.renew()
+        self.shown.advance(count_bytes)
+
+    def note(self, text: str) -> None:
+        self.shown.note(text)
 
 
 def _check_same_build(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+
 import pytest
 from bench import options
 from bench.link import Link
@@ -63,3 +65,10 @@ def test_every_image_that_is_measured_has_a_task() -> None:
     "Done" means that it printed what it should.
     """
     assert set(Options().images) | set(QUICK.images) <= set(FULL.images) <= set(TASKS)
+
+
+def test_numbers_of_nodes_and_clients_are_above_zero() -> None:
+    assert options.counts("1,20") == (1, 20)
+    for text in ("", "0", "1,,2", "-1", "a"):
+        with pytest.raises(ArgumentTypeError, match="not numbers above 0"):
+            options.counts(text)

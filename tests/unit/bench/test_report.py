@@ -85,11 +85,14 @@ def test_a_small_image_has_no_pull_goal() -> None:
 @pytest.mark.parametrize(
     ("amount", "unit", "text"),
     [
+        (0.000031, "s", "0.031 ms"),
         (0.0271, "s", "0.027 s"),
         (35.19, "s", "35.19 s"),
         (64.96, "B", "65.0 B"),
         (246.8e6, "B", "246.8 MB"),
         (37.06, "MB/s", "37.1 MB/s"),
+        (2.0125, "reads", "2.013"),
+        (5123.4, "objects/s", "5,123/s"),
     ],
 )
 def test_numbers_are_shown_with_their_unit(amount: float, unit: str, text: str) -> None:

@@ -15,10 +15,13 @@ from gear_plugin.cli import listing
 from gear_plugin.errors import GearError
 from gear_plugin.image import Tree
 from gear_plugin.jobs import BuildResult, PushResult
+from gear_plugin.jobs.collect import Collection
 from gear_plugin.jobs.doctor import Finding, Status
 from gear_plugin.jobs.inspect import ImageReport
 from gear_plugin.jobs.listing import ListedImage
+from gear_plugin.jobs.remove import Removed
 from gear_plugin.jobs.restore import RestoreResult
+from gear_plugin.jobs.verify import Problem, Verification
 
 TEXT = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
 
@@ -97,6 +100,9 @@ def test_every_field_of_a_result_is_documented() -> None:
         ("gear images", ListedImage),
         ("gear inspect", ImageReport),
         ("gear restore", RestoreResult),
+        ("gear rm", Removed),
+        ("gear gc", Collection),
+        ("gear verify", Verification),
         ("gear doctor", Finding),
     )
     for title, result in results:
@@ -104,6 +110,9 @@ def test_every_field_of_a_result_is_documented() -> None:
         names = [field.name for field in dataclasses.fields(result)]
         found = dict.fromkeys(word for word in re.findall(r"`(\w+)`", listed) if word in names)
         assert list(found) == names, title
+    listed = section("gear verify").split("`problems` is a list")[1].partition("\n\n")[0]
+    names = [field.name for field in dataclasses.fields(Problem)]
+    assert list(dict.fromkeys(w for w in re.findall(r"`(\w+)`", listed) if w in names)) == names
     entry = next(listing.entries(Tree()))
     text = section("gear inspect").split("`--files --json`")[1]
     found = dict.fromkeys(word for word in re.findall(r"`(\w+)`", text) if word in entry)

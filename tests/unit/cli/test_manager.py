@@ -22,8 +22,10 @@ import urllib3
 from gear_plugin import cli
 from gear_plugin.cli.manager import manager_id
 from gear_plugin.cluster import Member, Members, Token
+from gear_plugin.digest import Digest
 from gear_plugin.errors import BadConfig, Conflict, SourceUnavailable
 from tests import certificates
+from tests.etcd_server import EtcdServer
 from tests.waiting import eventually
 
 A, B = "a" * 32, "b" * 32
@@ -84,14 +86,17 @@ class Machine:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
-    def ask(self, method: str, path: str, token: Token, asked: object = None) -> Any:
+    def request(
+        self, method: str, path: str, token: Token, body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        headers = {"Authorization": token.header()}
         with urllib3.PoolManager(retries=False, timeout=60) as pools:
-            answer = pools.request(
-                method,
-                f"http://127.0.0.1:{self.port}{path}",
-                json=asked,
-                headers={"Authorization": token.header()},
-            )
+            return pools.request(method, url, body=body, headers=headers)
+
+    def ask(self, method: str, path: str, token: Token, asked: object = None) -> Any:
+        body = None if asked is None else json.dumps(asked).encode()
+        answer = self.request(method, path, token, body)
         assert answer.status == 200, answer.data
         return answer.json()
 
@@ -162,6 +167,43 @@ def test_two_managers_are_one_cluster(tmp_path: Path, etcd_url: str) -> None:
             assert left == {}
             machines[0].ask("GET", f"/nodes?version={joined['version']}&wait=30", token)
             assert machines[0].nodes().nodes == ()
+
+
+def test_reads_go_on_while_etcd_is_down(tmp_path: Path) -> None:
+    """
+    Nodes and objects are handed out; what must be written fails in bounded time,
+    and works when etcd is back, without a restart.
+    """
+    etcd = EtcdServer(tmp_path / "etcd")
+    etcd.start()
+    url = f"etcd://127.0.0.1:{etcd.port}"
+    machine = Machine(tmp_path / "m", catalog=url, catalog_timeout_s=1)
+    content = b"an object"
+    cid = Digest.of(content)
+    try:
+        with machine.manager():
+            token = machine.token()
+            joined = machine.ask("POST", "/join", token, {"node": A, "address": ":2020"})
+            machine.request("POST", f"/put/{cid.hex}/{cid}", token, content)
+            etcd.stop()
+            nodes = machine.ask("GET", "/nodes", token)["nodes"]
+            assert [node["node"] for node in nodes] == [A]
+            assert machine.request("POST", f"/get/{cid}", token).data == content
+            assert machine.request("POST", f"/get/{cid.hex}", token).status in (503, 504)
+            refused = machine.request("POST", "/join", token, b'{"node": "%s"}' % A.encode())
+            assert refused.status == 400  # before the catalog is asked
+            asked = json.dumps({"node": B, "address": ":2020"}).encode()
+            assert machine.request("POST", "/join", token, asked).status in (503, 504)
+            etcd.start()
+            eventually(
+                lambda: machine.request("POST", "/join", token, asked).status == 200,
+                "the join to work",
+                timeout_s=30,
+            )
+            news = machine.ask("GET", f"/nodes?version={joined['version']}&wait=30", token)
+            assert news["version"] > joined["version"]
+    finally:
+        etcd.stop()
 
 
 def test_with_tls_both_sides_show_certificates(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from gear_plugin.rootfs import (
     syscalls,
 )
 from gear_plugin.rootfs.overlay import mount_view
-from gear_plugin.rootfs.syscalls import mounts, unmount
+from gear_plugin.rootfs.syscalls import mount, mounts, unmount
 
 pytestmark = pytest.mark.root
 
@@ -207,6 +207,31 @@ def test_a_refused_mount_says_why(base: Path) -> None:
     with pytest.raises(MountFailed, match="overlay"):
         mount_stack(base / "merged", Stack((base / "nowhere", base / "nothing")))
     assert not is_mount(base / "merged")
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a b", "t\tn\n", "b\\s", "\\040", "#h", "\u00e9", "\udcff"]
+)
+def test_a_mount_is_found_whatever_its_name(base: Path, name: str) -> None:
+    """
+    And what is mounted on a name that begins or ends like it is another mount.
+    """
+    point = base / name
+    for other in (point, base / f"{name}2", base / f"2{name}", base / f"{name} "):
+        other.mkdir()
+    assert not is_mount(point)
+    mount("tmpfs", base / f"{name}2", "tmpfs")
+    try:
+        assert not is_mount(point)
+        mount("tmpfs", point, "tmpfs")
+        try:
+            assert is_mount(point)
+            assert point in {found for found, _ in mounts()}
+        finally:
+            unmount(point)
+        assert not is_mount(point)
+    finally:
+        unmount(base / f"{name}2")
 
 
 @pytest.fixture(params=[True, False], ids=["option", "string"])
