@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 _SELF = (sys.executable, "-m", "gear_plugin")
 _DOCKER_SOCKET = Path("/var/run/docker.sock")
 _POLL_S = 0.2
-_STOP_S = 6.0
+_STOP_S = 3.0
+"""docker kills a plugin 10 s after it asked it to end; whoever downloads asks another node."""
 _TAKEN_AGAIN_S = 1.0
 _QUICK_S = 3.0
 _CATALOG_THREADS = 4
