@@ -12,6 +12,12 @@ admit     image: it is about to be mounted; make its private folder, and fetch a
           what earlier starts wanted
 complete  image: start fetching all that it still lacks, in the background
 forget    image: it left this node; its private folder goes
+obtain    object, size (absent: not known): the object is now in `public/`, for another
+          node: from the store or the manager, pinned for no image
+cluster   answers with `node`, `cluster`, `address` and `members` (`version`, `nodes`), and
+          for people with `manager`, `trouble` (why it does not answer; empty: it does)
+          and `settings`; NotFound: this node is on its own
+leave     the manager takes this node off its list; the next start joins again
 status    answers with counts: objects and bytes cached, fetched, failed, and
           the images being completed
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gear_plugin.content import CHUNK_BYTES, DirectoryStore, MemoryStore, ObjectStore
+from gear_plugin.content import (
+    CHUNK_BYTES,
+    DirectoryStore,
+    FileSource,
+    MemoryStore,
+    ObjectSource,
+    ObjectStore,
+)
+from gear_plugin.content.calls import Calls
+from gear_plugin.content.peer import HomesSource, ManagerSource
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound
+from tests.unit.content.nodes import ME, TOKEN, members_of, running
 
 CONTENTS = {
     "empty": b"",
@@ -228,3 +238,74 @@ def test_name_is_for_people(store: ObjectStore) -> None:
     """One short line for logs and statistics."""
     assert store.name
     assert "\n" not in store.name
+
+
+@pytest.fixture(params=["file", "homes", "manager"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSource]:
+    """Sources that are only read from, with all CONTENTS."""
+    with running(2) as nodes:
+        for node in nodes:
+            node.put(*CONTENTS.values())
+        calls = Calls(TOKEN)
+        if request.param == "file":
+            for content in CONTENTS.values():
+                path = tmp_path / Digest.of(content).shard_path
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            yield FileSource("files", tmp_path)
+        elif request.param == "homes":
+            members = members_of(nodes)
+            yield HomesSource(calls, lambda: members, ME, hedge_s=5)
+        else:
+            yield ManagerSource(calls, nodes[0].address)
+        calls.close()
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_source_gives_the_bytes(source: ObjectSource, kind: str) -> None:
+    """Of any content, in chunks of 1 to CHUNK_BYTES."""
+    content = CONTENTS[kind]
+    with source.read(Digest.of(content)) as chunks:
+        parts = list(chunks)
+    assert b"".join(parts) == content
+    assert all(1 <= len(part) <= CHUNK_BYTES for part in parts)
+
+
+def test_source_says_what_it_lacks(source: ObjectSource) -> None:
+    """On entry."""
+    with pytest.raises(ContentNotFound, match=ABSENT.hex), source.read(ABSENT):
+        pass
+
+
+def test_readers_of_a_source_may_stop_early(source: ObjectSource) -> None:
+    """Leaving the block in the middle, or by an error, is fine; the error is untouched."""
+    content = CONTENTS["chunks of noise"]
+    error = OSError("the reader's own")
+    with pytest.raises(OSError, match="reader's own"), source.read(Digest.of(content)) as chunks:
+        next(chunks)
+        raise error
+    with source.read(Digest.of(content)) as chunks:
+        assert b"".join(chunks) == content
+
+
+def test_source_reads_many_at_a_time(source: ObjectSource) -> None:
+    """Each reader gets its own object."""
+    wrong: list[str] = []
+
+    def read_one(kind: str) -> None:
+        with source.read(Digest.of(CONTENTS[kind])) as chunks:
+            if b"".join(chunks) != CONTENTS[kind]:
+                wrong.append(kind)
+
+    threads = [threading.Thread(target=read_one, args=(kind,)) for kind in list(CONTENTS) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_name_of_a_source_is_for_people(source: ObjectSource) -> None:
+    """One short line for logs and statistics."""
+    assert source.name
+    assert "\n" not in source.name

@@ -15,7 +15,7 @@ the rest over its socket.  A node is asked by its like for what it is a home of,
 and gets that from the store or the manager, never from a third node: nobody
 waits in a circle.
 
-What one caller can hold is bounded: so many answers at once (`Slots`), fewer of
+What one caller can hold is bounded: so many answers at once (`Gate`), fewer of
 them that wait for an object, short bodies.  `connections` sees to slow peers.
 docs/http-api.md shows every call.
 """
@@ -33,21 +33,18 @@ from werkzeug.wsgi import wrap_file
 
 from gear_plugin import __version__
 from gear_plugin.api.batch import MAX_BODY_BYTES, Batch, parse_digests
-from gear_plugin.api.client_metrics import CONTENT_TYPE, PortMetrics
-from gear_plugin.api.client_openapi import document
+from gear_plugin.api.client_calls import CALLS, TITLE
+from gear_plugin.api.client_metrics import PortMetrics
 from gear_plugin.api.door import MAX_JSON_BYTES, cluster_app, reply
+from gear_plugin.api.gate import Gate
 from gear_plugin.api.image_path import find_object, parse_image
-from gear_plugin.api.sending import (
-    Getting,
-    OpenObject,
-    PublicObjects,
-    Slots,
-    UploadLimit,
-)
+from gear_plugin.api.metrics import add_metrics
+from gear_plugin.api.openapi import add_document
+from gear_plugin.api.sending import Getting, OpenObject, PublicObjects, UploadLimit
 from gear_plugin.api.uploads import Uploads
 from gear_plugin.cluster import Token, parse_node
 from gear_plugin.digest import Digest
-from gear_plugin.errors import BadRequest, ContentNotFound
+from gear_plugin.errors import BadRequest, ContentNotFound, SourceUnavailable
 
 OCTETS = "application/octet-stream"
 NODE_HEADER = "Gear-Node"
@@ -105,50 +102,39 @@ class Collaborators:
 
 def client_app(parts: Collaborators) -> Flask:
     """The app; it starts threads, so it is made in the process that serves it."""
-    port = _Port(parts)
-    app = cluster_app("gear.client", lambda: parts.token)
+    app = cluster_app("gear-client", lambda: parts.token)
+    port = _Port(parts, PortMetrics(add_metrics(app), parts.quick_client.status))
     app.config["MAX_CONTENT_LENGTH"] = max(MAX_BODY_BYTES, MAX_JSON_BYTES)
     app.url_map.merge_slashes = False  # would redirect a path that has an empty part
     app.after_request(port.count)
     app.get("/info")(port.info)
-    app.get("/metrics")(port.metrics)
-    app.get("/openapi.json")(port.openapi)
     app.post("/get/<path:rest>")(port.get)
     app.post("/download/<name>")(port.download)
     app.post("/batch")(port.batch)
     app.post("/upload/<path:rest>")(port.upload)
     app.get("/upload/<path:rest>")(port.upload_progress)
+    add_document(app, TITLE, CALLS)
     return app
 
 
 class _Port:
     """The views."""
 
-    def __init__(self, parts: Collaborators) -> None:
+    def __init__(self, parts: Collaborators, counts: PortMetrics) -> None:
         limits = parts.limits
         self._parts = parts
         self._begun_s = time.monotonic()
-        self._counts = PortMetrics(parts.quick_client.status)
+        self._counts = counts
         self._public = PublicObjects(parts.root)
         self._limit = UploadLimit(parts.upload_limit)
         self._getting = Getting(
             parts.client.obtain, workers=limits.getting, timeout_s=limits.getting_s
         )
-        busy = self._counts.refused.labels("busy").inc
-        self._sending = Slots(
-            limits.sending,
-            f"this node answers {limits.sending} downloads at once already; try again",
-            busy,
-        )
-        self._waiting = Slots(
-            limits.waiting,
-            f"{limits.waiting} downloads wait for objects that are not on this node yet; try again",
-            busy,
-        )
+        self._sending = Gate("downloads from this node", limits.sending)
+        self._waiting = Gate("downloads of what is not on this node yet", limits.waiting)
 
     def count(self, response: Response) -> Response:
         """After each request."""
-        self._counts.requests.labels(request.endpoint or "none", response.status_code).inc()
         if response.status_code == 401:
             self._counts.refused.labels("token").inc()
         return response
@@ -170,14 +156,6 @@ class _Port:
             }
         )
 
-    def metrics(self) -> Response:
-        """`GET /metrics`."""
-        return Response(self._counts.text(), content_type=CONTENT_TYPE)
-
-    def openapi(self) -> Response:
-        """`GET /openapi.json`."""
-        return reply(document())
-
     def get(self, rest: str) -> Response:
         """`POST /get/IMAGENAME/TAG/PATH`; *rest* is decoded too early to be of use."""
         digest = find_object(_raw_rest("/get/"), self._parts.resolve)
@@ -191,11 +169,11 @@ class _Port:
         size_bytes = _size()
         by_oid = not name.startswith("sha256:")
         digest = self._parts.resolve(Digest.from_hex(name).hex) if by_oid else Digest.parse(name)
-        self._sending.take()
+        self._enter(self._sending)
         try:
             found = self._find(digest, size_bytes)
         except BaseException:
-            self._sending.give_back()
+            self._sending.leave()
             raise
         response = self._send(found)
         if by_oid:
@@ -206,22 +184,22 @@ class _Port:
         """`POST /batch`."""
         _check_asker()
         digests = parse_digests(request.stream.read(MAX_BODY_BYTES + 1))
-        self._sending.take()
+        self._enter(self._sending)
         waits = any(not self._public.has(digest) for digest in digests)
         if waits:
             try:
-                self._waiting.take()
+                self._enter(self._waiting)
             except BaseException:
-                self._sending.give_back()
+                self._sending.leave()
                 raise
         batch = Batch(digests, self._public, self._getting if waits else None, self._limit)
         response = Response(batch.pieces(), content_type=OCTETS)
 
         @response.call_on_close
         def done() -> None:
-            self._sending.give_back()
+            self._sending.leave()
             if waits:
-                self._waiting.give_back()
+                self._waiting.leave()
             self._counts.sent_objects.labels("batch").inc(batch.sent)
             self._counts.sent_bytes.labels("batch").inc(batch.sent_bytes)
             self._counts.absent_objects.inc(batch.absent)
@@ -236,27 +214,34 @@ class _Port:
         """`GET /upload/IMAGENAME/TAG`; *rest* as in `get`."""
         return reply(self._parts.uploads.progress(parse_image(_raw_rest("/upload/"))))
 
+    def _enter(self, gate: Gate) -> None:
+        try:
+            gate.enter()
+        except SourceUnavailable:
+            self._counts.refused.labels("busy").inc()
+            raise
+
     def _find(self, digest: Digest, size_bytes: int | None) -> OpenObject:
         """The object, from here or got now."""
         found = self._public.open(digest)
         if found is not None:
             return found
-        self._waiting.take()
+        self._enter(self._waiting)
         try:
             self._getting.wait(self._getting.start(digest, size_bytes))
         finally:
-            self._waiting.give_back()
+            self._waiting.leave()
         found = self._public.open(digest)
         if found is None:
             raise ContentNotFound(f"{digest} left this node's cache as it came; try again")
         return found
 
     def _send(self, found: OpenObject) -> Response:
-        """An answer that gives up its slot of `_sending`, and the file, when it is closed."""
+        """An answer that gives up its place of `_sending`, and the file, when it is closed."""
         counted = self._counts
 
         def done() -> None:
-            self._sending.give_back()
+            self._sending.leave()
             counted.sent_objects.labels("download").inc()
             counted.sent_bytes.labels("download").inc(found.size_bytes)
 

@@ -1,8 +1,7 @@
 """
-What the node's port counts, for `GET /metrics` in Prometheus' text format.
+What a node's port has to say in `GET /metrics` besides its requests (`metrics`).
 
-Names after https://prometheus.io/docs/practices/naming/.  Counts begin at 0
-with the process.  Safe from any thread.
+Safe from any thread.
 """
 
 from __future__ import annotations
@@ -11,46 +10,32 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gear_plugin.errors import GearError
 
 log = logging.getLogger(__name__)
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-
 
 class PortMetrics:
-    """The counters; *status* asks the client process for its own (`wire`, `status`)."""
+    """Counters in *registry*; *status* asks the client process for its own (`wire`, `status`)."""
 
-    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
-        disable_created_metrics()  # all of them would say when this process began
-        self._registry = CollectorRegistry()
-
+    def __init__(self, registry: CollectorRegistry, status: Callable[[], dict[str, Any]]) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self._registry)
+            return Counter(name, text, labels, registry=registry)
 
-        self.requests = counter(
-            "gear_port_requests_total", "Requests by call and HTTP status.", "call", "status"
-        )
         self.sent_bytes = counter(
-            "gear_port_sent_bytes_total", "Bytes of objects sent to other nodes.", "call"
+            "gear_port_sent_bytes", "Content of objects sent to other nodes.", "call"
         )
         self.sent_objects = counter(
-            "gear_port_sent_objects_total", "Objects sent to other nodes.", "call"
+            "gear_port_sent_objects", "Objects sent to other nodes.", "call"
         )
         self.absent_objects = counter(
-            "gear_port_absent_objects_total", "Objects of batches that could not be had."
+            "gear_port_absent_objects", "Objects of batches that could not be had."
         )
         self.refused = counter(
-            "gear_port_refused_total", "Requests refused, by why: token, busy.", "reason"
+            "gear_port_refused", "Requests refused, by why: token, busy.", "reason"
         )
         # There from the start, so that rates are right from the first one on.
         for call in ("download", "batch"):
@@ -58,11 +43,7 @@ class PortMetrics:
             self.sent_objects.labels(call)
         for reason in ("token", "busy"):
             self.refused.labels(reason)
-        self._registry.register(_ClientStatus(status))
-
-    def text(self) -> bytes:
-        """All of them now."""
-        return generate_latest(self._registry)
+        registry.register(_ClientStatus(status))
 
 
 class _ClientStatus:

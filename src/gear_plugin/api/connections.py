@@ -94,7 +94,8 @@ class TcpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
 
     def init_process(self) -> None:
         limits = self.limits
-        _allow_files(limits.connections * 4)
+        # Each thread has files open besides its connection.
+        self._most = min(limits.connections, _allow_files(limits.connections * 4) // 2)
         # The stock worker would stop accepting; here the longest waiting has to go.
         self.worker_connections = limits.connections * 2
         self._watch = Watch(limits.grace_s, limits.min_bytes_s, tick_s=limits.tick_s)
@@ -116,11 +117,11 @@ class TcpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
             client, address = listener.accept()
         except OSError as error:
             if not isinstance(error, (BlockingIOError, ConnectionAbortedError)):
-                log.warning("cannot accept a connection: %s", error)
+                self._complain("a connection", str(error))
                 self._drop_eldest()
             return
         self.nr_conns += 1
-        if self.nr_conns > self.limits.connections:
+        if self.nr_conns > self._most:
             self._drop_eldest()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         conn = TConn(self.cfg, client, address, listener.getsockname())
@@ -247,21 +248,18 @@ class TcpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is not typed
             f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
         )
-        self._complain(conn, message)
+        self._complain(conn.client[0], message)
         with contextlib.suppress(OSError):
             conn.sock.setblocking(False)
             conn.sock.send(answer.encode())
         self._leave(conn)
 
-    def _complain(self, conn: TConn, message: str) -> None:
+    def _complain(self, whom: str, why: str) -> None:
         """In the log, but a flood of callers must not become one of lines."""
         self._refused += 1
         now_s = time.monotonic()
         if now_s - self._complained_s >= _COMPLAIN_S:
-            log.warning(
-                "refused %d requests, the last from %s: %s",
-                *(self._refused, conn.client[0], message),
-            )
+            log.warning("refused %d times, the last time %s: %s", self._refused, whom, why)
             self._complained_s, self._refused = now_s, 0
 
     def _leave(self, conn: TConn) -> None:
@@ -332,9 +330,10 @@ def tcp_worker(limits: Limits) -> type[TcpWorker]:
     return type("LimitedTcpWorker", (TcpWorker,), {"limits": limits})
 
 
-def _allow_files(count: int) -> None:
-    """Raise the number of files that this process may have open, as far as it may itself."""
+def _allow_files(count: int) -> int:
+    """Have *count* files allowed, or as many as this process may allow itself; how many are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft != resource.RLIM_INFINITY and soft < count:
+        soft = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return count if soft == resource.RLIM_INFINITY else soft

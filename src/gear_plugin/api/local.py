@@ -18,12 +18,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gear_plugin import wire
 from gear_plugin.content import Cache, Completer, Fetcher, LocalClient, Starts
 from gear_plugin.digest import Digest
-from gear_plugin.errors import BadRequest, Conflict, DaemonUnavailable, GearError
+from gear_plugin.errors import BadRequest, Conflict, DaemonUnavailable, GearError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,20 @@ _CHECKPOINT_S = 300.0
 _PROBE_S = 2.0
 
 
+class Cluster(Protocol):
+    """This node's place in a cluster; `jobs.joined.Joined`."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def leave(self) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+
+
 class LocalServer:
     """
     Answers on *socket_path*; *objects_of* lists an image's objects (for `complete`).
-    *starts* is told what is mounted and opened.
+    *starts* is told what is mounted and opened.  *cluster* runs as long as `serve`
+    does; None: the node is on its own.
 
     The folder of the socket must exist.
     """
@@ -49,12 +59,14 @@ class LocalServer:
         cache: Cache,
         objects_of: Callable[[Digest], Iterable[Digest]],
         starts: Starts | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self._path = socket_path
         self._fetcher = fetcher
         self._cache = cache
         self._completer = Completer(fetcher, objects_of)
         self._starts = starts
+        self._cluster = cluster
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
@@ -68,6 +80,8 @@ class LocalServer:
         """
         self._listener = listener = _listen(self._path)
         threading.Thread(target=self._keep_checkpoints, daemon=True).start()
+        if self._cluster is not None:
+            self._cluster.start()
         log.info("listening on %s", self._path)
         try:
             while not self._stopping.is_set():
@@ -87,6 +101,8 @@ class LocalServer:
             self._completer.stop_all()
             if self._starts is not None:
                 self._starts.stop()
+            if self._cluster is not None:
+                self._cluster.stop()
             self._take_checkpoint()
             log.info("stopped")
 
@@ -154,11 +170,22 @@ class LocalServer:
                 if self._starts is not None:
                     self._starts.forgotten(image)
                 self._cache.forget(image)
+            case "obtain":
+                self._fetcher.obtain(_digest(request, "object"), _size(request))
+            case "cluster":
+                return self._in_cluster().status()
+            case "leave":
+                self._in_cluster().leave()
             case "status":
                 return self._status()
             case op:
                 raise BadRequest(f"no such request: {op!r:.100}")
         return {}
+
+    def _in_cluster(self) -> Cluster:
+        if self._cluster is None:
+            raise NotFound("this node is in no cluster (setting `manager`)")
+        return self._cluster
 
     def _status(self) -> dict[str, Any]:
         pending = self._completer.pending()
@@ -193,6 +220,13 @@ def _digest(request: dict[str, Any], key: str) -> Digest:
     if not isinstance(value, str):
         raise BadRequest(f"{key!r} must be 64 hex digits")
     return Digest.from_hex(value)
+
+
+def _size(request: dict[str, Any]) -> int | None:
+    value = request.get("size")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise BadRequest(f"'size' must be a number of bytes, not {value!r:.50}")
 
 
 def _listen(path: Path) -> socket.socket:

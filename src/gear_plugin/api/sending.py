@@ -4,7 +4,6 @@ Objects of the public cache on their way to other nodes.
     PublicObjects   opens what is in `public/`, which is only ever read here
     UploadLimit     the bytes a second that all answers share
     Getting         has the client process get what is missing, in bounded number
-    Slots           how many may do something at once
 
 What is in `public/` is whole and verified (content/cache.py), so it is sent as
 it is; who asked verifies it all the same.  Safe from any thread.
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gear_plugin.digest import Digest
-from gear_plugin.errors import StorageUnavailable, TimedOut, Unavailable
+from gear_plugin.errors import StorageUnavailable, TimedOut
 
 log = logging.getLogger(__name__)
 
@@ -149,24 +148,6 @@ class UploadLimit:
             wait_s = self._free_at_s - now_s
         if wait_s > 0:
             self._sleep(wait_s)
-
-
-class Slots:
-    """*count* of them; `take` raises Unavailable with *message* when there is none."""
-
-    def __init__(self, count: int, message: str, refused: Callable[[], None]) -> None:
-        self._free = threading.BoundedSemaphore(count)
-        self._message, self._refused = message, refused
-
-    def take(self) -> None:
-        """Take one, which `give_back` must give back."""
-        if not self._free.acquire(blocking=False):
-            self._refused()
-            raise Unavailable(self._message)
-
-    def give_back(self) -> None:
-        """Have one more again."""
-        self._free.release()
 
 
 class Getting:

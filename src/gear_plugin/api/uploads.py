@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections import deque
@@ -30,7 +32,10 @@ log = logging.getLogger(__name__)
 REMEMBERED = 256
 AT_ONCE = 1
 """A build reads all of an image and hashes it: two would only take turns at the disk."""
+LIMIT_S = 6 * 3600.0
+"""An engine that hangs must not keep all later uploads waiting."""
 _MAX_QUEUED = 32
+_MAX_RESULT_BYTES = 1 << 20
 _MAX_LINE = 500
 
 State = Literal["queued", "running", "done", "failed"]
@@ -64,10 +69,13 @@ class Uploads:
 
     *command* gives the argv of `build` or `push` of an image; the process
     prints its steps on stderr, a line each, and its result on stdout, as JSON.
+    One that runs longer than *limit_s* is killed.
     """
 
-    def __init__(self, command: Callable[[str, ImageId], Sequence[str]]) -> None:
-        self._command = command
+    def __init__(
+        self, command: Callable[[str, ImageId], Sequence[str]], *, limit_s: float = LIMIT_S
+    ) -> None:
+        self._command, self._limit_s = command, limit_s
         self._lock = threading.Lock()
         self._jobs: dict[ImageId, _Job] = {}
         self._queue: deque[_Job] = deque()
@@ -141,27 +149,24 @@ class Uploads:
         with self._lock:
             job.step = f"gear {verb} {image}"
         log.info("gear %s %s", verb, image)
-        try:
-            process = subprocess.Popen(
-                list(self._command(verb, image)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
-        except OSError as error:
-            return f"cannot be started ({error.strerror})"
-        with process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            last = ""
-            # The result is one short line: it fits the pipe while the steps are read.
-            for line in process.stderr:
-                last = line.strip()[:_MAX_LINE] or last
-                with self._lock:
-                    job.step = f"{verb}: {last}"
-            answer = process.stdout.read()
+        # A file and not a pipe, as only the steps are read while it runs.
+        with tempfile.TemporaryFile() as output:
+            try:
+                process = subprocess.Popen(
+                    list(self._command(verb, image)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                )
+            except OSError as error:
+                return f"cannot be started ({error.strerror})"
+            last = self._follow(job, verb, process)
+            output.seek(0)
+            answer = output.read(_MAX_RESULT_BYTES).decode(errors="replace")
+        if process.returncode == -signal.SIGKILL:
+            return f"was killed, for want of memory or after {self._limit_s:g} s"
         if process.returncode:
             return last.removeprefix("gear: ") or f"ended with status {process.returncode}"
         try:
@@ -171,3 +176,18 @@ class Uploads:
         with self._lock:
             job.result = {**job.result, verb: result}
         return ""
+
+    def _follow(self, job: _Job, verb: str, process: subprocess.Popen[str]) -> str:
+        """Note what *process* says until it ends; its last line."""
+        last = ""
+        over = threading.Timer(self._limit_s, process.kill)
+        over.daemon = True
+        over.start()
+        with process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                last = line.strip()[:_MAX_LINE] or last
+                with self._lock:
+                    job.step = f"{verb}: {last}"
+        over.cancel()
+        return last

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from gear_plugin.api.local import LocalServer
+    from gear_plugin.cli.membership import Membership
+    from gear_plugin.content import ObjectSource
+    from gear_plugin.content.starts import Profiles
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +82,17 @@ def local_server(config: Config) -> LocalServer:
     for image in cache.images():
         if images.objects(image.hex) is None:
             cache.forget(image)
+    sources: Sequence[ObjectSource] = [DirectoryStore(Path(config.store))]
+    profiles: Profiles = DirectoryProfiles(Path(config.store))
+    peers = joined = None
+    if config.manager:
+        member = _membership(config)
+        peers, sources, profiles = member.peers, member.sources, member.profiles
+        joined = member.joined
     fetcher = Fetcher(
         cache,
-        [DirectoryStore(Path(config.store))],
+        sources,
+        peers=peers,
         stall_s=config.fetch_stall_s,
         timeout_s=config.fetch_timeout_s,
         workers=config.fuse_workers,
@@ -93,9 +104,25 @@ def local_server(config: Config) -> LocalServer:
 
     starts = None
     if config.start_profiles:
-        profiles = DirectoryProfiles(Path(config.store))
         starts = Starts(fetcher, profiles, images.object_size, cache.room_bytes)
-    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts)
+    return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts, joined)
+
+
+def _membership(config: Config) -> Membership:
+    """The cluster's parts; a store on NFS is mounted to be written, for start profiles."""
+    from gear_plugin.cli.membership import membership
+
+    def mount(address: str, target: Path, timeout_s: float) -> None:
+        from gear_plugin.content.nfs_address import (  # type: ignore[import-not-found,unused-ignore]
+            NfsAddress,
+        )
+        from gear_plugin.jobs.nfs_mount import (  # type: ignore[import-not-found,unused-ignore]
+            ensure_mounted,
+        )
+
+        ensure_mounted(NfsAddress.parse(address), target, timeout_s, read_only=False)
+
+    return membership(config, mount)
 
 
 def lazy_tree(config: Config) -> LazyTree:

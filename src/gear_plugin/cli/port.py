@@ -23,9 +23,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gear_plugin.cli import node, wiring
+from gear_plugin.cli import node, sources, wiring
 from gear_plugin.cli.supervisor import Child
-from gear_plugin.cluster import Settings, Token
+from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
@@ -40,12 +40,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SELF = (sys.executable, "-m", "gear_plugin")
+_DOCKER_SOCKET = Path("/var/run/docker.sock")
 _POLL_S = 0.2
 _STOP_S = 6.0
 _TAKEN_AGAIN_S = 1.0
 _QUICK_S = 3.0
 _CATALOG_THREADS = 4
 _CATALOG_MARGIN_S = 5.0
+_GETTING_MARGIN_S = 10.0
+"""The client process, and its socket's caller, give up a little before."""
 
 
 class PortKeeper:
@@ -94,6 +97,7 @@ def beside(config: Config) -> Iterator[None]:
         yield
         return
     _token(config)
+    _host_and_port(config.listen)
     environ = {**os.environ, **node.as_environment(config)}
     keeper = PortKeeper([*_SELF, "run-port"], environ)
     keeper.start()
@@ -107,20 +111,18 @@ def await_address(listen: str, *, again_s: float = _TAKEN_AGAIN_S) -> None:
     """
     Return when nobody else has the address `HOST:PORT`; if one has, the log says so, once.
 
-    Raises BadConfig: not an address of this machine.
+    Raises BadConfig: that is no address.
     """
-    host, _, port = listen.rpartition(":")
+    host, port = _host_and_port(listen)
     is_told = False
     while True:
         try:
-            found = socket.getaddrinfo(host.strip("[]") or None, int(port), type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             family, _, _, _, address = found[0]
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 probe.listen(1)
-        except ValueError as error:
-            raise BadConfig(f"setting 'listen': not HOST:PORT: {listen!r}") from error
         except OSError as error:
             if not is_told:
                 log.error(
@@ -137,11 +139,14 @@ def await_address(listen: str, *, again_s: float = _TAKEN_AGAIN_S) -> None:
 
 def port_app(config: Config) -> Flask:
     """What `gear run-port` serves."""
-    from gear_plugin.api.client import Collaborators, client_app
+    from gear_plugin.api.client import Collaborators, PortLimits, client_app
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
-        return [*_SELF, verb, str(image), "--json"]
+        there = in_cluster(config)
+        places = ("--store", there.store, "--catalog", there.catalog)
+        source = ("--from", _image_source(config)) if verb == "build" else ()
+        return [*_SELF, *places, verb, str(image), *source, "--json"]
 
     return client_app(
         Collaborators(
@@ -154,8 +159,15 @@ def port_app(config: Config) -> Flask:
             ),
             uploads=Uploads(command),
             upload_limit=config.upload_limit,
+            limits=PortLimits(getting_s=config.fetch_timeout_s + _GETTING_MARGIN_S),
         )
     )
+
+
+def _image_source(config: Config) -> str:
+    """Where an image to upload is: in the engine, or where none can be reached in its registry."""
+    has_engine = config.docker_host or os.environ.get("DOCKER_HOST") or _DOCKER_SOCKET.exists()
+    return sources.ENGINE if has_engine else sources.REGISTRY
 
 
 class Resolver:
@@ -190,14 +202,35 @@ class Resolver:
 
 
 def _catalog(config: Config) -> Catalog:
-    """The cluster's catalog, or else that of the settings; never made here."""
+    """The catalog, never made here."""
     from gear_plugin.catalog import catalog_file
 
-    url = _cluster_settings(config.root).catalog or config.catalog
-    file = catalog_file(url)
+    there = in_cluster(config)
+    file = catalog_file(there.catalog)
     if file is not None and not file.exists():
         raise ContentNotFound("this node has no catalog, so object ids stand for nothing here")
-    return wiring.catalog(config.model_copy(update={"catalog": url}))
+    return wiring.catalog(there)
+
+
+def in_cluster(config: Config) -> Config:
+    """
+    *config* with the store and the catalog that the cluster names, where the
+    node's own settings name none.
+    """
+    settings = _cluster_settings(config.root)
+    on_nfs = settings.store.startswith("nfs://")  # the client process mounts it there
+    named = {
+        "store": str(config.root / "nfs") if on_nfs else settings.store,
+        "catalog": settings.catalog,
+    }
+    fields = Config.model_fields
+    return config.model_copy(
+        update={
+            key: value
+            for key, value in named.items()
+            if value and getattr(config, key) == fields[key].default
+        }
+    )
 
 
 def _cluster_settings(root: Path) -> Settings:
@@ -207,6 +240,14 @@ def _cluster_settings(root: Path) -> Settings:
         if isinstance(found, dict):
             return Settings.from_json(found.get("settings"))
     return Settings()
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    try:
+        host, _, number = parse_address(listen).rpartition(":")
+    except BadRequest as error:
+        raise BadConfig(f"setting 'listen': not HOST:PORT: {listen!r}") from error
+    return host.strip("[]") or "0.0.0.0", int(number)  # noqa: S104 - that is what a port is for
 
 
 def _token(config: Config) -> Token:

@@ -10,7 +10,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Make and publish Gear images", ("build", "push")),
     ("See what there is", ("images", "inspect")),
     ("Use one without a Gear engine", ("fs", "restore")),
-    ("Run a node", ("graphdriver", "client")),
+    ("Run a node", ("graphdriver", "client", "leave")),
     ("Run a cluster", ("manager", "token", "nodes")),
     ("When something is wrong, and for your shell", ("doctor", "help", "completion")),
 )

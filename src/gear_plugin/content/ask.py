@@ -85,6 +85,10 @@ class LocalClient:
         """Have *image*'s private folder removed; nothing happens if it is gone."""
         self._ask({"op": "forget", "image": image.hex})
 
+    def leave(self) -> None:
+        """Have this node leave its cluster until the next start; raises also NotFound."""
+        self._ask({"op": "leave"})
+
     def status(self) -> dict[str, Any]:
         """The client's counts, as `wire` describes them."""
         answer = self._ask({"op": "status"})

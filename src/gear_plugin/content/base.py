@@ -13,12 +13,13 @@ call them from a thread that can be given up (`fetch`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gear_plugin.cluster import Member
 from gear_plugin.digest import Digest
 
 CHUNK_BYTES = 1 << 20
@@ -45,6 +46,51 @@ class ObjectSource(Protocol):
             ContentNotFound: this source does not have it (only on entry).
             SourceUnavailable: it cannot say, or cannot go on.
             ContentCorrupt: what is kept under that name cannot be decoded.
+        """
+        ...
+
+
+Record = tuple[Digest, Iterator[bytes] | None]
+"""One object of several: its bytes, as `ObjectSource.read` gives them; None: not to be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Objects that one request to one node brings."""
+
+    member: Member
+    digests: tuple[Digest, ...]
+    """Distinct; they come in this order."""
+
+
+class Peers(ObjectSource, Protocol):
+    """
+    Other nodes, which are asked before the store.
+
+    Whoever reads tells what was wrong with the bytes by leaving the block with
+    ContentCorrupt.
+    """
+
+    def asks(self, digest: Digest) -> bool:
+        """Whether there is a node now that `read` would ask; quick."""
+        ...
+
+    def read(
+        self, digest: Digest, size_bytes: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """As in ObjectSource; *size_bytes* is what the caller knows of it."""
+        ...
+
+    def groups(self, digests: Iterable[Digest]) -> list[Group]:
+        """Who can be asked now for which of *digests*; those that would be alone are left out."""
+        ...
+
+    def read_many(self, group: Group) -> AbstractContextManager[Iterator[Record]]:
+        """
+        Open the objects of *group*, one of `groups` or a part of one.
+
+        Bytes that were not read are skipped.  Raises SourceUnavailable, on
+        entry or anywhere between.
         """
         ...
 

@@ -21,6 +21,10 @@ That moment is the inode's ctime (removing a link sets it), so it costs
 nothing to keep.  (Reads cannot tell: overlayfs opens with O_NOATIME.)
 A private folder may also go as a whole when its image is not mounted.
 
+In a cluster a node keeps objects for others, too.  Those belong to no image
+here (*image* is None): they get a public name alone, and so are evicted before
+anything that an image of this node uses.
+
 Crash windows.  A killed client leaves files in `cache-incoming/`, removed at the
 next start, or a private link without public name, which the next fetch of
 that object links back.  Nothing is fsynced, because the content can be
@@ -164,12 +168,14 @@ class Cache:
                     found.append(Digest.from_hex(entry.name))
         return found
 
-    def link(self, image: Digest, digest: Digest) -> bool:
+    def link(self, image: Digest | None, digest: Digest) -> bool:
         """
-        Pin the object for *image* if the cache has it; False if it has not.
+        Pin the object for *image* (None: for none) if the cache has it; False if it has not.
 
         Raises ImageNotFound for an image that was not admitted.
         """
+        if image is None:
+            return self.has(digest)
         public, private = self._names(image, digest)
         with contextlib.suppress(FileNotFoundError):
             self._named(os.link, public, private)
@@ -182,14 +188,15 @@ class Cache:
 
     def publish(
         self,
-        image: Digest,
+        image: Digest | None,
         digest: Digest,
         chunks: Iterable[bytes],
         *,
         expected_bytes: int | None = None,
     ) -> int:
         """
-        Take in the object from *chunks* and pin it for *image*; its size in bytes.
+        Take in the object from *chunks* and pin it for *image* (None: for none);
+        its size in bytes.
 
         Only whole, right content gets a name.  Makes room by evicting when
         the limit or the disk's end is reached.  Not one chunk more than
@@ -296,12 +303,23 @@ class Cache:
             rest = memoryview(chunk)[written:]
             written += self._with_room(lambda rest=rest: os.write(handle, rest))  # type: ignore[misc]
 
-    def _place(self, incoming: str, image: Digest, digest: Digest) -> bool:
+    def _place(self, incoming: str, image: Digest | None, digest: Digest) -> bool:
         """Name the file, private first; False if it had a public name."""
+        if image is None:
+            # Not renamed: that would take the name from one that images have linked.
+            is_new = self._named(os.link, incoming, f"{self._public}/{digest.shard_path}")
+            os.unlink(incoming)
+            return is_new
         public, private = self._names(image, digest)
         if self._named(os.link, incoming, private):
+            is_new = _inode(public) in (None, _inode(private))
+            # It may have come for no image meanwhile; this file replaces that one.
             self._named(os.rename, incoming, public)
-            return True
+            # `link` may have named it in that instant: to rename a file to
+            # another of its names does nothing (rename(2)).
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(incoming)
+            return is_new
         # A read that was given up for slow came back first.  Its file stays:
         # both names must be one inode.
         os.unlink(incoming)
@@ -434,6 +452,12 @@ class Cache:
                 dropped += 1
         if dropped:
             log.warning("dropped %d cache entries that the last boot may have damaged", dropped)
+
+
+def _inode(path: str) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_ino
+    return None
 
 
 def _says_full(error: Exception) -> bool:

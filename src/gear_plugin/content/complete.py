@@ -124,8 +124,15 @@ class Completer:
 
     def _round(self, work: _Work, missing: list[Digest]) -> list[Digest]:
         """Try every missing object once; those that failed."""
-        todo = iter(missing)
         failed: list[Digest] = []
+        for part in self._fetcher.parts(work.image, missing):
+            if not work.stopped.is_set():
+                self._fetcher.fetch_ahead(work.image, part)
+            self._try_all(work, part, failed)
+        return failed
+
+    def _try_all(self, work: _Work, missing: list[Digest], failed: list[Digest]) -> None:
+        todo = iter(missing)
         lock = threading.Lock()
         helpers = [
             threading.Thread(target=self._drain, args=(work, todo, failed, lock), daemon=True)
@@ -135,7 +142,6 @@ class Completer:
             helper.start()
         for helper in helpers:
             helper.join()
-        return failed
 
     def _drain(
         self, work: _Work, todo: Iterator[Digest], failed: list[Digest], lock: threading.Lock

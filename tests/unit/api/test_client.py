@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from gear_plugin.api.client import PortLimits
-from gear_plugin.api.client_openapi import document
+from gear_plugin.api.openapi import routes
 from gear_plugin.cluster import Token
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import DaemonUnavailable, SourceUnavailable
@@ -197,8 +198,8 @@ def test_downloads_at_once_are_bounded(tmp_path: Path) -> None:
     node = PortNode(tmp_path, limits=PortLimits(sending=1))
     digest = node.publish(b"content")
     held = node.http.post(f"/download/{digest}", buffered=False)
-    assert failure(node.http.post(f"/download/{digest}")) == (503, "Unavailable")
-    assert failure(node.http.post("/batch", data=digest.raw)) == (503, "Unavailable")
+    assert failure(node.http.post(f"/download/{digest}")) == (503, "SourceUnavailable")
+    assert failure(node.http.post("/batch", data=digest.raw)) == (503, "SourceUnavailable")
     held.close()
     assert node.http.post(f"/download/{digest}").data == b"content"
     assert 'gear_port_refused_total{reason="busy"} 2.0' in node.http.get("/metrics").text
@@ -225,7 +226,7 @@ def test_a_store_that_stalls_does_not_stop_what_is_cached(tmp_path: Path) -> Non
     ask.start()
     try:
         eventually(lambda: node.client.obtained)
-        assert failure(node.http.post(f"/download/{missing}")) == (503, "Unavailable")
+        assert failure(node.http.post(f"/download/{missing}")) == (503, "SourceUnavailable")
         assert node.http.post(f"/download/{cached}").data == b"here"
         assert node.http.post("/batch", data=cached.raw).data == record(b"here")
     finally:
@@ -388,7 +389,7 @@ def test_metrics_show_the_client_process(node: PortNode) -> None:
         "gear_fetched_objects_total 3.0",
         "gear_fetch_failures_total 1.0",
         'gear_source_bytes_total{source="store"} 77.0',
-        'gear_port_requests_total{call="metrics",status="200"} 1.0',
+        'gear_http_requests_total{method="GET",route="/metrics",status="200"} 1.0',
     ):
         assert line in text
 
@@ -413,28 +414,36 @@ def test_openapi_names_exactly_the_calls_there_are(node: PortNode) -> None:
     """
     Every rule of the app with its methods, and nothing else.
     """
-    routes = {
-        (str(rule).replace("<path:", "{").replace("<", "{").replace(">", "}"), method.lower())
-        for rule in node.app.url_map.iter_rules()
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-    }
-    served = node.http.get("/openapi.json").get_json()
-    assert served == document()
-    documented = {(path, verb) for path, calls in served["paths"].items() for verb in calls}
-    assert documented == routes
+    paths = node.http.get("/openapi.json").get_json()["paths"]
+    documented = {(verb.upper(), path) for path, calls in paths.items() for verb in calls}
+    assert documented == routes(node.app)
 
 
 def test_openapi_is_true_of_answers(node: PortNode) -> None:
     """
     The keys of answers are those of the schemas.
     """
-    schemas = document()["components"]["schemas"]
+    document = node.http.get("/openapi.json").get_json()
     node.record("a:1", {b"f": node.publish(b"f")})
-    for name, answer in (
-        ("Health", node.http.get("/healthz")),
-        ("Info", node.http.get("/info")),
-        ("Fetched", node.http.post("/get/a/1/f")),
-        ("Upload", node.http.post("/upload/a/1")),
-        ("Error", node.http.get("/nowhere")),
+    for path, verb, answer in (
+        ("/healthz", "get", node.http.get("/healthz")),
+        ("/info", "get", node.http.get("/info")),
+        ("/get/{rest}", "post", node.http.post("/get/a/1/f")),
+        ("/upload/{rest}", "post", node.http.post("/upload/a/1")),
+        ("/upload/{rest}", "get", node.http.get("/upload/a/1")),
     ):
-        assert set(answer.get_json()) == set(schemas[name]["properties"]), name
+        described = document["paths"][path][verb]["responses"][str(answer.status_code)]
+        schema = described["content"]["application/json"]["schema"]
+        assert set(answer.get_json()) == set(schema["properties"]), path
+    failed = node.http.get("/nowhere").get_json()
+    assert set(failed) == set(document["components"]["schemas"]["Error"]["properties"])
+
+
+def test_every_call_is_shown_by_example(node: PortNode) -> None:
+    """
+    In docs/http-api.md, which has no other.
+    """
+    page = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
+    section = page.partition("\n## Node\n")[2].partition("\n## Manager\n")[0]
+    shown = set(re.findall(r"^### (?:GET|POST) /(\w+)", section, re.MULTILINE))
+    assert shown == {path.split("/")[1].removesuffix(".json") for _, path in routes(node.app)}

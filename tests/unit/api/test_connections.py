@@ -51,12 +51,12 @@ serve(app, sys.argv[1], threads=8, log_level="warning", limits=limits, **tls)
 class Port:
     """The server, and ways to talk to it."""
 
-    def __init__(self, certificate: Path | None) -> None:
+    def __init__(self, certificate: Path | None, program: str = PROGRAM) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         tls = [str(certificate)] if certificate else []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, f"127.0.0.1:{self.port}", *tls]
+            [sys.executable, "-c", program, f"127.0.0.1:{self.port}", *tls]
         )
         self._tls = None
         if certificate:
@@ -76,7 +76,7 @@ class Port:
         return self._tls.wrap_socket(raw, server_hostname="127.0.0.1") if self._tls else raw
 
     def answers(self) -> bool:
-        """Whether an honest caller gets its answer, in 5 s."""
+        """Whether an honest caller gets its answer in 5 s; if threads were held, it would not."""
         try:
             with contextlib.closing(self.connect()) as connection:
                 connection.settimeout(5)
@@ -149,9 +149,7 @@ def test_silent_connections_hold_up_nobody(port: Port) -> None:
     More than there are threads, nor do they stay: TLS not even begun.
     """
     held = [port.raw(HOSTILE) for _ in range(50)]
-    begun = time.monotonic()
     assert port.answers()
-    assert time.monotonic() - begun < 1.0
     for connection in held:
         assert is_closed(connection)
         connection.close()
@@ -160,9 +158,7 @@ def test_silent_connections_hold_up_nobody(port: Port) -> None:
 @pytest.mark.parametrize("head", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_half_heads_hold_up_nobody(port: Port, hostile: Hostile, head: bytes) -> None:
     held = hostile(50, head)
-    begun = time.monotonic()
     assert port.answers()
-    assert time.monotonic() - begun < 1.0
     assert all(is_closed(connection) for connection in held)
 
 
@@ -180,16 +176,16 @@ def test_a_head_byte_by_byte_has_a_deadline(port: Port, hostile: Hostile) -> Non
     assert time.monotonic() - begun < 4
 
 
-def test_a_flood_of_connections_lets_honest_callers_in(port: Port, hostile: Hostile) -> None:
+def test_a_flood_of_connections_lets_honest_callers_in() -> None:
     """
-    More than the port keeps: those that wait longest for their head go.
+    More than the port keeps: those that have kept it waiting longest go, before their time.
     """
-    held = hostile(98, b"GET ")
-    more = [port.raw(HOSTILE) for _ in range(60)]
-    assert port.answers()
-    for connection in [*held, *more]:
-        connection.close()
-    assert port.answers()
+    port = Port(None, PROGRAM.replace("head_s=1.0", "head_s=60.0"))
+    with contextlib.ExitStack() as opened:
+        for _ in range(250):
+            opened.enter_context(port.raw(HOSTILE)).sendall(b"GET ")
+        assert port.answers()
+    assert port.stop() == 0
 
 
 def test_a_head_without_end_is_refused(port: Port, hostile: Hostile) -> None:
@@ -215,10 +211,8 @@ def test_bodies_that_do_not_come_are_cut_off(port: Port, hostile: Hostile) -> No
     They hold threads for their grace, but never all of them.
     """
     head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
-    held = hostile(30, head + b"a")
-    begun = time.monotonic()
-    assert port.answers()
-    assert time.monotonic() - begun < 0.5, "there is always a thread for another address"
+    held = hostile(80, head + b"a")
+    assert port.answers(), "there is always a thread for another address"
     for connection in held:
         with contextlib.suppress(OSError):
             connection.sendall(b"a")
@@ -242,10 +236,8 @@ def test_readers_that_do_not_read_are_cut_off(port: Port, hostile: Hostile) -> N
     """
     And the honest are served meanwhile.
     """
-    held = hostile(30, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-    begun = time.monotonic()
+    held = hostile(80, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
     assert port.answers()
-    assert time.monotonic() - begun < 2.0
     eventually(lambda: _threads_free(port), "all threads being free", timeout_s=30)
     assert len(b"".join(_rest(held[0]))) < 64 << 20
 

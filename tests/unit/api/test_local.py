@@ -25,6 +25,7 @@ from gear_plugin.errors import (
     DaemonUnavailable,
     GearError,
     ImageNotFound,
+    NotFound,
     TimedOut,
 )
 from tests.waiting import eventually
@@ -324,3 +325,63 @@ def test_stop_takes_the_socket_and_a_checkpoint(node: Node) -> None:
     assert checkpoint.stat().st_ino != before
     with pytest.raises(DaemonUnavailable):
         LocalClient(node.path, 1).status()
+
+
+def test_object_is_obtained_for_another_node(node: Node) -> None:
+    """In the public cache, with one link; it fails as a fetch does."""
+    node.client.obtain(HERE)
+    node.client.obtain(HERE, 4)
+    assert node.cache.path(HERE).stat().st_nlink == 1
+    with pytest.raises(ContentNotFound):
+        node.client.obtain(ABSENT)
+
+
+@pytest.mark.parametrize("size", [-1, True, "4", 1.5])
+def test_size_must_be_one(node: Node, size: object) -> None:
+    """A whole number of bytes."""
+    with pytest.raises(BadRequest, match="'size'"):
+        node.client._ask({"op": "obtain", "object": HERE.hex, "size": size})
+
+
+def test_node_on_its_own_is_in_no_cluster(node: Node) -> None:
+    """Which is said so."""
+    with pytest.raises(NotFound, match="no cluster"):
+        node.client.cluster()
+    with pytest.raises(NotFound, match="no cluster"):
+        node.client.leave()
+
+
+class Place:
+    """A place in a cluster that notes what is done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def start(self) -> None:
+        self.done.append("start")
+
+    def stop(self) -> None:
+        self.done.append("stop")
+
+    def leave(self) -> None:
+        self.done.append("leave")
+
+    def status(self) -> dict[str, object]:
+        return {"node": "n", "cluster": "c", "address": "a", "members": {"version": 1, "nodes": []}}
+
+
+def test_place_in_the_cluster_lives_with_the_server(node: Node) -> None:
+    """It joins when the socket is there, and can be asked and told to leave."""
+    node.stop()
+    place = Place()
+    fetcher = Fetcher(node.cache, [], stall_s=1, timeout_s=1, workers=1)
+    node.server = LocalServer(node.path, fetcher, node.cache, lambda _: [], cluster=place)
+    node.thread = threading.Thread(target=node.server.serve)
+    node.thread.start()
+    eventually(node.is_up)
+    client = LocalClient(node.path, 5)
+    assert client.cluster() == place.status()
+    client.leave()
+    node.stop()
+    assert place.done == ["start", "leave", "stop"]
+    node.start()

@@ -120,6 +120,32 @@ def test_a_command_that_is_not_there_fails_the_job(
     assert "failed" in caplog.text
 
 
+def test_a_command_that_hangs_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    The next one's turn comes.
+    """
+    hanging = [sys.executable, "-c", "import time; time.sleep(99)"]
+    runner = Uploads(lambda _verb, _image: hanging, limit_s=0.05)
+    for image in (APP, OTHER):
+        runner.start(image)
+        eventually(lambda image=image: runner.progress(image)["state"] == "failed")  # type: ignore[misc]
+    assert "was killed" in runner.progress(APP)["error"]
+    assert "failed" in caplog.text
+
+
+def test_a_result_of_any_length_is_taken(tmp_path: Path) -> None:
+    """
+    It does not stop the steps from being read.
+    """
+    script = (
+        "import sys; print('{\"x\": \"' + 'y' * 300_000 + '\"}'); print('end', file=sys.stderr)"
+    )
+    runner = Uploads(lambda _verb, _image: [sys.executable, "-c", script])
+    runner.start(APP)
+    eventually(lambda: runner.progress(APP)["state"] == "done")
+    assert len(runner.progress(APP)["result"]["build"]["x"]) == 300_000
+
+
 def test_jobs_are_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Those that wait, and those that are remembered.

@@ -530,3 +530,57 @@ def test_overlay_serves_the_cache_to_anyone(cache: Cache, root: Path, tmp_path: 
             shutil.rmtree(root / "public" / digest.hex[:3], ignore_errors=True)
     finally:
         subprocess.run(["umount", merged], check=True)
+
+
+def test_object_for_no_image_has_one_name(cache: Cache, root: Path) -> None:
+    """It is here for other nodes; an image that wants it pins it as it is."""
+    digest = Digest.of(b"x")
+    assert not cache.link(None, digest)
+    assert cache.publish(None, digest, [b"x"]) == 1
+    assert cache.link(None, digest)
+    assert [path.stat().st_nlink for path in files(root)] == [1]
+    assert cache.usage().objects == 1
+    assert cache.link(NGINX, digest)
+    assert {path.stat().st_nlink for path in files(root)} == {2}
+
+
+def test_object_for_no_image_leaves_a_pinned_one_alone(cache: Cache, root: Path) -> None:
+    """And the other way round: one inode, counted once."""
+    digest = publish(cache, b"x")
+    inode = cache.path(digest).stat().st_ino
+    cache.publish(None, digest, [b"x"])
+    assert {path.stat().st_ino for path in files(root)} == {inode}
+    other = Digest.of(b"y")
+    cache.publish(None, other, [b"y"])
+    publish(cache, b"y")
+    assert cache.path(other).stat().st_ino == private(root, NGINX, other).stat().st_ino
+    assert cache.usage().objects == 2
+    assert len(files(root)) == 4
+
+
+def test_objects_for_no_image_are_evicted_first(root: Path) -> None:
+    """However new they are."""
+    cache = Cache(root, 10 * 4 * KIB)
+    cache.admit(NGINX)
+    pinned = [publish(cache, b"%d" % number) for number in range(5)]
+    others = [Digest.of(b"other %d" % number) for number in range(9)]
+    for number, digest in enumerate(others):
+        cache.publish(None, digest, [b"other %d" % number])
+    assert all(cache.has(digest) for digest in pinned)
+    assert not all(cache.has(digest) for digest in others)
+
+
+def test_link_in_the_instant_of_naming_leaves_no_third_name(
+    cache: Cache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the private link and names it; the publisher's own name must still go."""
+    rename = os.rename
+
+    def link_first(source: str, target: str) -> None:
+        assert cache.link(NGINX, Digest.of(b"x"))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", link_first)
+    publish(cache, b"x")
+    assert [path.stat().st_nlink for path in files(root)] == [2, 2]
+    assert cache.usage().objects == 1
