@@ -95,7 +95,7 @@ def manager(
         ca_certs=config.tls_ca,
         limits=Limits(connections=_CONNECTIONS),
         listening=lambda: _greet(cluster, listen, work.settings),
-        ending=work.stopped.set,
+        ending=work.end,
     )
 
 
@@ -139,7 +139,7 @@ def nodes(config: Config, as_json: bool) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Work:
     """What the worker process of a manager does."""
 
@@ -147,7 +147,14 @@ class _Work:
     listen: str
     settings: Settings
     tls: Tls | None
-    stopped: threading.Event = field(default_factory=threading.Event)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _lookout: Lookout | None = None
+
+    def end(self) -> None:
+        """No more checks, and nobody who waits for news holds the process up."""
+        self._stopped.set()
+        if self._lookout is not None:
+            self._lookout.stop()
 
     def app(self) -> Flask:
         """The app, and the threads behind it: one that looks for news, one that checks nodes."""
@@ -161,6 +168,7 @@ class _Work:
         token, times = roster.identity(), CheckTimes()
         lookout = Lookout(roster, limit=_WAITING)
         lookout.start()
+        self._lookout = lookout
         store = DirectoryStore(Path(config.store))
         made = Manager(
             token=token,
@@ -176,7 +184,7 @@ class _Work:
         return manager_app(made)
 
     def _check(self, roster: Roster, token: Token, lookout: Lookout, times: CheckTimes) -> None:
-        """Start the checks of nodes; they end with `stopped`."""
+        """Start the checks of nodes; they end with `end`."""
         from gear_plugin.jobs.checks import Checks
         from gear_plugin.jobs.node_info import NodeInfo
 
@@ -190,7 +198,7 @@ class _Work:
         )
         threading.Thread(
             target=checks.run,
-            args=(self.stopped, self.config.check_s),
+            args=(self._stopped, self.config.check_s),
             name="checks",
             daemon=True,
         ).start()

@@ -49,23 +49,20 @@ def lookout(roster: Roster) -> Iterator[Lookout]:
     lookout.stop()
 
 
-def waiting(lookout: Lookout, version: int, count: int = 1) -> tuple[list[Members], list[object]]:
-    """Who waits for news in threads of their own: what they get, and the threads."""
+def waiting(lookout: Lookout, version: int, count: int = 1) -> list[Members]:
+    """What so many more get who wait for news, each in a thread of its own."""
     found: list[Members] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(lookout.wait(version, LONG_S)))
-        for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: lookout.waiting == count, "all to wait")
-    return found, list(threads)
+    before = lookout.waiting
+    for _ in range(count):
+        threading.Thread(target=lambda: found.append(lookout.wait(version, LONG_S))).start()
+    eventually(lambda: lookout.waiting == before + count, "all to wait")
+    return found
 
 
 def test_it_hears_of_changes(roster: Roster, lookout: Lookout) -> None:
     """All who wait are told; those who know another version at once."""
     before = lookout.now()
-    found, _ = waiting(lookout, before.version, 5)
+    found = waiting(lookout, before.version, 5)
     after = roster.join(B, "10.0.0.2:2020")
     eventually(lambda: found == [after] * 5, "all to be told")
     assert lookout.wait(before.version, LONG_S) == lookout.now() == after
@@ -73,7 +70,7 @@ def test_it_hears_of_changes(roster: Roster, lookout: Lookout) -> None:
 
 def test_many_who_wait_cost_the_catalog_nothing(roster: Roster, lookout: Lookout) -> None:
     """There is one question at a time, whoever waits."""
-    found, _ = waiting(lookout, lookout.now().version, 8)
+    found = waiting(lookout, lookout.now().version, 8)
     waits = roster.waits
     eventually(lambda: roster.waits > waits)
     assert roster.waits - waits < 8
@@ -88,18 +85,18 @@ def test_waiting_in_vain_ends(lookout: Lookout) -> None:
 
 def test_who_is_too_many_does_not_wait(roster: Roster, lookout: Lookout) -> None:
     """The answer comes at once."""
-    found, _ = waiting(lookout, lookout.now().version, 8)
+    found = waiting(lookout, lookout.now().version, 8)
     assert lookout.wait(lookout.now().version, LONG_S) == lookout.now()
     assert found == []
     roster.join(B, "10.0.0.2:2020")
     eventually(lambda: len(found) == 8)
 
 
-def test_an_offer_is_news_at_once(lookout: Lookout) -> None:
+def test_an_offer_is_news_at_once(roster: Roster, lookout: Lookout) -> None:
     """What this manager changed itself need not come back from the catalog first."""
-    found, _ = waiting(lookout, lookout.now().version)
+    found = waiting(lookout, lookout.now().version)
     newer = Members(lookout.now().version + 1, ())
-    lookout.stop()
+    roster.is_down = True
     lookout.offer(newer)
     eventually(lambda: found == [newer])
 
@@ -142,3 +139,26 @@ def test_nothing_is_known_at_first(roster: Roster) -> None:
         lookout.now()
     with pytest.raises(SourceUnavailable, match="has not answered"):
         lookout.wait(3, LONG_S)
+
+
+def test_changes_that_come_together_are_told_together(roster: Roster) -> None:
+    """Who waits while many nodes join is not woken for each; also not when it asks again."""
+    lookout = Lookout(roster, limit=8, settle_s=LONG_S)
+    lookout.start()
+    eventually(lambda: roster.waits > 1)
+    before = lookout.now()
+    found = waiting(lookout, before.version, 2)
+    for number in range(10):
+        lookout.offer(roster.join(f"{number:032x}", "10.0.0.1:2020"))
+    late = waiting(lookout, before.version)
+    assert found == late == []
+    lookout.stop()
+    eventually(lambda: len(found + late) == 3, "the end of waiting")
+    assert set(found + late) == {roster.members()}
+
+
+def test_who_waits_is_let_go_at_the_end(lookout: Lookout) -> None:
+    """A manager that stops need not wait for those who wait for news."""
+    found = waiting(lookout, lookout.now().version, 3)
+    lookout.stop()
+    eventually(lambda: found == [lookout.now()] * 3)
