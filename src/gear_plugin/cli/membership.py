@@ -4,6 +4,7 @@ What a node's client is made of when the settings name a manager.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,13 @@ def membership(config: Config, mount: Mount) -> Membership:
     store, profiles, on_settings = _store(config, mount)
     try:
         joined = Joined(
-            config.root, token, to_manager, manager, _address(config), on_settings=on_settings
+            config.root,
+            token,
+            to_manager,
+            manager,
+            _address(config),
+            on_settings=on_settings,
+            is_served=lambda: _is_served(config.listen),
         )
     except OSError as error:
         raise StorageUnavailable(
@@ -95,6 +102,18 @@ def _address(config: Config) -> str:
     if config.advertise:
         return with_port("advertise", config.advertise, port)
     return f":{port}"
+
+
+def _is_served(listen: str) -> bool:
+    """Whether this machine's own port takes connections."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    try:
+        socket.create_connection((here, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _store(

@@ -46,11 +46,11 @@ class Aside:
         """
         Note that a request to *node* failed; for how long it is set aside.
 
-        None: it was by a later request already.
+        None: it was already when this request began, or by another one since.
         """
         with self._lock:
             last = self._faults.get(node)
-            if last is not None and begun_s < last.since_s:
+            if last is not None and begun_s < last.since_s + last.pause_s:
                 return None
             pause_s = FIRST_S if last is None else min(2 * last.pause_s, LONGEST_S)
             self._faults[node] = _Fault(self._clock(), pause_s)

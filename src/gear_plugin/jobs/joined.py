@@ -41,6 +41,8 @@ _SETTLE_S = 1.0
 _REMIND_S = 60.0
 """A trouble that stays is logged this often."""
 _LEAVE_S = 10.0
+_PORT_S = 30.0
+_PORT_POLL_S = 0.1
 _NODE_FILE, _CLUSTER_FILE = "node-id", "cluster.json"
 
 
@@ -100,8 +102,9 @@ class Joined:
 
     *address* is where the others reach the node's port: `HOST:PORT`, or
     `:PORT` at the address that the manager sees.  *on_settings* is called in
-    the thread that `start` starts, with the settings known before and with
-    each new answer of the manager.
+    the thread that `start` starts, with the settings known before, if any, and
+    with each new answer of the manager.  *is_served* says whether the node's port
+    answers: before that the others would ask in vain, and set the node aside.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Joined:
         address: str,
         *,
         on_settings: Callable[[Settings], None] = lambda _settings: None,
+        is_served: Callable[[], bool] = lambda: True,
         wait_s: float = WAIT_S,
         settle_s: float = _SETTLE_S,
         first_pause_s: float = FIRST_PAUSE_S,
@@ -124,11 +128,14 @@ class Joined:
         self._manager = manager
         self._address = address
         self._on_settings = on_settings
+        self._is_served = is_served
         self._wait_s = wait_s
         self._settle_s = settle_s
         self._first_pause_s = first_pause_s
         self._stopped = threading.Event()
-        self._place = self._remembered()  # replaced whole, by one thread
+        known = self._remembered()
+        self._was_known = known is not None
+        self._place = known or self._nowhere()  # replaced whole, by one thread
         self._joined_from: str | None = None
         """This machine's address when it joined last; None: not since the start."""
         self._trouble = ""
@@ -150,7 +157,7 @@ class Joined:
         """
         self._stopped.set()
         self._calls.ask("POST", self._manager, "/leave", {"node": self.node}, answer_s=_LEAVE_S)
-        self._place = Place(self._token.cluster, "", Settings(), Members(0, ()))
+        self._place = self._nowhere()
         self._file.unlink(missing_ok=True)
         log.info("this node has left cluster %s", self._token.cluster)
 
@@ -175,19 +182,31 @@ class Joined:
             "members": place.members.as_json(),
         }
 
-    def _remembered(self) -> Place:
-        nothing = Place(self._token.cluster, "", Settings(), Members(0, ()))
+    def _nowhere(self) -> Place:
+        return Place(self._token.cluster, "", Settings(), Members(0, ()))
+
+    def _remembered(self) -> Place | None:
+        """What the manager said before the start; None: nothing that is of use."""
         try:
             place = Place.from_json(json.loads(self._file.read_bytes()))
         except FileNotFoundError:
-            return nothing
+            return None
         except (OSError, ValueError, GearError) as error:
             log.warning("%s cannot be read, and is not needed: %s", self._file, error)
-            return nothing
-        return place if place.cluster == self._token.cluster else nothing
+            return None
+        return place if place.cluster == self._token.cluster else None
+
+    def _await_port(self) -> None:
+        deadline_s = time.monotonic() + _PORT_S
+        while not self._is_served() and not self._stopped.wait(_PORT_POLL_S):
+            if time.monotonic() > deadline_s:
+                log.warning("this node's port does not answer; others will get nothing from it")
+                return
 
     def _run(self) -> None:
-        self._on_settings(self._place.settings)
+        if self._was_known:
+            self._on_settings(self._place.settings)
+        self._await_port()
         pause_s = self._first_pause_s
         while not self._stopped.is_set():
             begun_s = time.monotonic()

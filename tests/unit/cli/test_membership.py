@@ -38,6 +38,12 @@ def manager() -> Iterator[FakeManager]:
     manager.stop()
 
 
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here no node has a port."""
+    monkeypatch.setattr("gear_plugin.cli.membership._is_served", lambda _listen: True)
+
+
 @pytest.fixture
 def nodes() -> Iterator[list[FakeNode]]:
     with running(3) as found:

@@ -497,6 +497,7 @@ def test_aside_grows_to_five_minutes_and_counts_a_crash_once() -> None:
     begun_s = aside.now_s()
     clock.now_s += 1
     assert [aside.fault("n", begun_s) for _ in range(3)] == [1, None, None]
+    assert aside.fault("n", aside.now_s()) is None
     aside.success("n", begun_s)
     assert aside.has("n")
     pauses = []

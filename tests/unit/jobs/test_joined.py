@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_node_joins(manager: FakeManager, start: Start) -> None:
     joined = start(on_settings=told.append)
     eventually(lambda: nodes(joined) == {OTHER.node, joined.node})
     assert manager.joins == [{"node": joined.node, "address": ":2020", "version": __version__}]
-    eventually(lambda: told[-1] == manager.settings)
+    eventually(lambda: told == [manager.settings])
     assert joined.settings() == manager.settings
     status = joined.status()
     assert status["cluster"] == TOKEN.cluster
@@ -279,6 +280,58 @@ def test_leaving_says_what_failed(
     manager.stop()
     with pytest.raises(SourceUnavailable):
         start().leave()
+    caplog.clear()
+
+
+def test_node_joins_when_its_port_answers(
+    manager: FakeManager, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: the others would set it aside.  Settings are known all the same."""
+    monkeypatch.setattr(module, "_PORT_POLL_S", 0.01)
+    asked: list[int] = []
+    is_up = threading.Event()
+
+    def is_served() -> bool:
+        asked.append(1)
+        return is_up.is_set()
+
+    calls = Calls(TOKEN, connect_s=2, stall_s=5)
+    joined = Joined(root, TOKEN, calls, manager.address, ":2020", is_served=is_served, wait_s=5)
+    joined.start()
+    eventually(lambda: len(asked) > 3)
+    assert manager.requests == []
+    is_up.set()
+    eventually(lambda: joined.node in nodes(joined))
+    joined.stop()
+
+
+def test_node_whose_port_never_answers_joins_in_the_end(
+    manager: FakeManager,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It needs the others and the settings even so."""
+    monkeypatch.setattr(module, "_PORT_POLL_S", 0.01)
+    monkeypatch.setattr(module, "_PORT_S", 0.05)
+    calls = Calls(TOKEN, connect_s=2, stall_s=5)
+    joined = Joined(root, TOKEN, calls, manager.address, ":2020", is_served=lambda: False, wait_s=5)
+    joined.start()
+    eventually(lambda: joined.node in nodes(joined))
+    joined.stop()
+    assert "port does not answer" in caplog.text
+    caplog.clear()
+
+
+def test_settings_that_are_not_known_are_not_told(
+    manager: FakeManager, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the first answer ever; empty ones would mean the node's own store."""
+    manager.stop()
+    told: list[Settings] = []
+    joined = start(on_settings=told.append)
+    eventually(lambda: joined.status()["trouble"])
+    assert told == []
     caplog.clear()
 
 
