@@ -53,6 +53,8 @@ def hanging_store(fleet: Fleet) -> Iterator[HangingStore]:
         _move_manager(fleet, fleet.store)
         unmount(folder, lazy=True)
         process.wait(20)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _move_manager(fleet: Fleet, store: Path) -> None:

@@ -23,6 +23,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
+AHEAD = Path(__file__).with_name("an_hour_ahead")
 OTHER_TOKEN = f"{'0' * 16}.{'0' * 64}"
 
 
@@ -144,7 +145,7 @@ def test_wrong_bytes_from_a_node_are_refused(fleet: Fleet) -> None:
     asker = next(node for node in fleet.nodes if node not in fleet.homes_of(digest))
     put_into_cache(liar, digest, bytes(len(image.files[name])))
     assert (asker.tree(image) / name).read_bytes() == image.files[name]
-    assert asker.said("wrong bytes from .*" + liar.address)
+    assert asker.said(f"{liar.address} is set aside .*wrong bytes")
     liar.cached(digest).unlink()
 
 
@@ -248,19 +249,18 @@ def test_a_clock_that_is_an_hour_off_matters_to_nobody(fleet: Fleet) -> None:
     fleet.publish(image)
     early = fleet.nodes[3]
     early.stop()
-    early._environment["LD_PRELOAD"] = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
-    early._environment["FAKETIME"] = "+3600s"
-    early._environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+    usual = os.environ.get("PYTHONPATH")
+    early.settings_of_others(PYTHONPATH=f"{AHEAD}:{usual}" if usual else str(AHEAD))
     try:
         fleet.start_nodes()
+        assert early.said(time.strftime("%Y-%m-%d %H", time.localtime(time.time() + 3600)))
         with OpenTrace(fleet.store) as trace:
             read_everywhere(image, fleet.nodes)
             counted = reads(trace)
         assert max(counted.values()) <= 2
     finally:
         early.stop()
-        for name in ("LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"):
-            early._environment.pop(name)
+        early.settings_of_others(PYTHONPATH=usual)
 
 
 def test_two_managers_are_one_cluster(fleet: Fleet) -> None:

@@ -78,6 +78,13 @@ class Node:
         """Other settings from the next start on."""
         self._environment |= {f"GEAR_{name.upper()}": str(v) for name, v in settings.items()}
 
+    def settings_of_others(self, **variables: str | None) -> None:
+        """Environment variables from the next start on; None: not there."""
+        for name, value in variables.items():
+            self._environment.pop(name, None)
+            if value is not None:
+                self._environment[name] = value
+
     def forget_setting(self, name: str) -> None:
         """The setting's default from the next start on."""
         self._environment.pop(f"GEAR_{name.upper()}", None)
