@@ -37,9 +37,9 @@ class Aside:
         """For `fault` and `success`: when a request begins."""
         return self._clock()
 
-    def has(self, node: str) -> bool:
+    def __contains__(self, node: object) -> bool:
         """Whether *node* should not be asked now."""
-        fault = self._faults.get(node)
+        fault = self._faults.get(node) if isinstance(node, str) else None
         return fault is not None and self._clock() < fault.since_s + fault.pause_s
 
     def fault(self, node: str, begun_s: float) -> float | None:

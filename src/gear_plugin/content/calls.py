@@ -288,4 +288,7 @@ def _bounded(response: BaseHTTPResponse, limit_bytes: int) -> bytes:
 
 def _why(error: Exception) -> str:
     """urllib3 puts the reason last, after the objects that it concerns."""
-    return one_line(str(error).rpartition(": ")[2] or type(error).__name__)
+    if error.args and isinstance(error.args[-1], OSError):
+        error = error.args[-1]
+    reason = error.strerror if isinstance(error, OSError) else None
+    return one_line(reason or str(error).rpartition(": ")[2] or type(error).__name__)

@@ -7,8 +7,9 @@ who sends first is read.  A node that is a home itself asks no other, so no
 request is ever passed on more than once.
 
 A home that refuses, breaks off, sends wrong bytes or too few is set aside
-(`Aside`).  One that says that it cannot get the object is not: its store may
-be down, and what is in its cache is as good as before.
+(`Aside`), and the next in line is a home instead.  One that says that it cannot
+get the object is not: its store may be down, and what is in its cache is as
+good as before.
 
 Safe from any thread; a request is made in a thread of its own, which ends by
 the time limits of `calls`.
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from urllib3.response import BaseHTTPResponse
 
-from gear_plugin.cluster import Member, Members, homes
+from gear_plugin.cluster import HOMES, Member, Members, homes
 from gear_plugin.content.aside import Aside
 from gear_plugin.content.base import Group, Record
 from gear_plugin.content.calls import Body, Calls, failure, release
@@ -115,10 +116,7 @@ class HomesSource:
     @contextlib.contextmanager
     def read(self, digest: Digest, size_bytes: int | None = None) -> Iterator[Iterator[bytes]]:
         """As `Peers.read`; `ContentNotFound` at once when there is nobody to ask."""
-        candidates = self._candidates(digest)
-        if not candidates:
-            raise ContentNotFound(f"no other node is asked for {digest}")
-        winner = self._race(digest, size_bytes, candidates)
+        winner = self._winner(digest, size_bytes)
         try:
             with self._judged(winner.member, winner.begun_s):
                 yield self._pieces(winner)
@@ -173,9 +171,35 @@ class HomesSource:
             found = homes(digest, live)
             if len(known) < _KNOWN_HOMES:
                 known[digest] = found
-        if any(member.node == self._node for member in found):
+        count = HOMES
+        while True:
+            usable = [member for member in found if member.node not in self._aside]
+            if len(usable) >= HOMES or len(found) < count:
+                break
+            # The next in line stand in for those that are set aside.
+            count *= 2
+            found = homes(digest, live, count)
+        if any(member.node == self._node for member in usable[:HOMES]):
             return []
-        return [member for member in found if not self._aside.has(member.node)]
+        return usable[:HOMES]
+
+    def _winner(self, digest: Digest, size_bytes: int | None) -> _Attempt:
+        """
+        Who sends the object; raises as `ObjectSource.read` on entry.
+
+        When all its homes fail, those that stand in for them are asked: else
+        every node would go to the store for what died homes kept.
+        """
+        candidates = self._candidates(digest)
+        if not candidates:
+            raise ContentNotFound(f"no other node is asked for {digest}")
+        try:
+            return self._race(digest, size_bytes, candidates)
+        except SourceUnavailable:
+            others = [member for member in self._candidates(digest) if member not in candidates]
+            if not others:
+                raise
+            return self._race(digest, size_bytes, others)
 
     def _race(self, digest: Digest, size_bytes: int | None, candidates: list[Member]) -> _Attempt:
         """The first of *candidates* that sends bytes; raises as `ObjectSource.read` on entry."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gear_plugin.cluster import Member, Members, Token
+from gear_plugin.cluster import homes as homes_of
 from gear_plugin.content.aside import Aside
 from gear_plugin.content.calls import PIECE_BYTES, Calls
 from gear_plugin.content.peer import HomesSource, ManagerSource
@@ -246,6 +247,41 @@ def test_dead_home_is_passed_over(nodes: list[FakeNode], caplog: pytest.LogCaptu
     assert [read(homes), read(homes)] == [CONTENT, CONTENT]
     assert "cannot be asked: " in caplog.text
     assert len(caplog.records) == 1
+    caplog.clear()
+
+
+def test_others_stand_in_for_homes_that_are_dead(
+    nodes: list[FakeNode], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once; the store is not asked by every node when two die together."""
+    for node in nodes[:2]:
+        node.server_close()
+    homes = source(nodes)
+    assert [read(homes), read(homes)] == [CONTENT, CONTENT]
+    assert counts(nodes) == [0, 0, 2]
+    assert len(caplog.records) == 2
+    caplog.clear()
+
+
+def test_node_that_stands_in_is_a_home(
+    nodes: list[FakeNode], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And goes to its store."""
+    found: list[FakeNode] = nodes[:2]
+    for node in found:
+        node.server_close()
+    mine = next(
+        Member(f"{at:032x}", "127.0.0.1:9")
+        for at in range(10, 1000)
+        if Member(f"{at:032x}", "127.0.0.1:9")
+        not in homes_of(DIGEST, [*(n.member for n in found), Member(f"{at:032x}", "127.0.0.1:9")])
+    )
+    members = members_of(found, mine)
+    homes = HomesSource(calls(), lambda: members, mine.node, hedge_s=5, aside=Aside(Clock()))
+    assert homes.asks(DIGEST)
+    with pytest.raises(SourceUnavailable):
+        read(homes)
+    assert not homes.asks(DIGEST)
     caplog.clear()
 
 
@@ -499,11 +535,11 @@ def test_aside_grows_to_five_minutes_and_counts_a_crash_once() -> None:
     assert [aside.fault("n", begun_s) for _ in range(3)] == [1, None, None]
     assert aside.fault("n", aside.now_s()) is None
     aside.success("n", begun_s)
-    assert aside.has("n")
+    assert "n" in aside
     pauses = []
     for _ in range(10):
         clock.now_s += 301
-        assert not aside.has("n")
+        assert "n" not in aside
         pauses.append(aside.fault("n", aside.now_s()))
     assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
     aside.success("n", aside.now_s())
