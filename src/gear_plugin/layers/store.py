@@ -27,7 +27,7 @@ from pathlib import Path
 from gear_plugin.confined.removal import remove_tree
 from gear_plugin.durable import storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerInUse, LayerNotFound, MountFailed
-from gear_plugin.image import FOLDER
+from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
@@ -263,7 +263,7 @@ class LayerStore:
             with self._using(parent) as below:
                 return diffs.of_upper(self._layer(layer).upper, below)
         with self._using(layer) as tree, self._using(parent) as below:
-            return diffs.compare(below, tree)
+            return self._compare(parent, below, tree)
 
     def diff_size(self, layer: str, parent: str) -> int:
         """The bytes of the regular files in `changes`."""
@@ -271,7 +271,7 @@ class LayerStore:
         if self._upper_tells(record, parent):
             return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
-            return diffs.size_of(diffs.compare(below, tree), tree)
+            return diffs.size_of(self._compare(parent, below, tree), tree)
 
     def metadata(self, layer: str) -> dict[str, str]:
         """What `docker inspect` shows as GraphDriver.Data; raises LayerNotFound."""
@@ -403,8 +403,17 @@ class LayerStore:
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:
-            found = diffs.compare(below, tree)
+            found = self._compare(parent, below, tree)
             yield from tarout.stream(diffs.as_items(found, tree))
+
+    def _compare(self, parent: str, below: Path, tree: Path) -> list[diffs.Change]:
+        """The changes from the tree of *parent*, mounted on *below*, to the one on *tree*."""
+        found = diffs.compare(below, tree)
+        if parent and self._layer(parent).read().index is not None:
+            # Its index is seen in its own mount alone; no layer above takes it away.
+            names = [os.fsencode(name).rpartition(b"/")[2] for name in (INDEX_NAME, MANIFEST_NAME)]
+            found = diffs.without(found, b"/" + os.fsencode(FOLDER), names)
+        return found
 
     def _carry(self, folder: LayerFolder, record: Record) -> None:
         """
