@@ -103,6 +103,15 @@ def test_a_stream_that_is_cut_off_is_no_layer(driver: Driver, layers: Layers, fo
         assert os.listdir(tree) == []
 
 
+@pytest.mark.parametrize("layer", ["no-such-layer", "a%2Fb", ""])
+def test_a_tar_for_no_layer_is_read_and_refused(driver: Driver, layer: str) -> None:
+    """
+    docker must have sent it all to see the answer, and not a broken pipe.
+    """
+    with pytest.raises(Refused, match="layer"):
+        driver.apply(layer, "", (bytes(1 << 20) for _ in range(20)))
+
+
 def test_zeros_after_the_end_are_read(driver: Driver, layers: Layers) -> None:
     """
     docker hashes what is read; three MiB of padding are part of the layer's digest.
