@@ -88,7 +88,7 @@ def body() -> Answer:
     raw = request.get_data()
     try:
         message = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(
             f"{request.path}: the body is not JSON ({raw[:60]!r}); "
             "docker sends an empty one when it repeats a call that failed"
