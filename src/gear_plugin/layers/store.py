@@ -205,14 +205,15 @@ class LayerStore:
 
     def apply(self, layer: str, read: ReadChunk) -> int:
         """
-        Unpack the tar that *read* gives into *layer*, replacing what it held.
+        Unpack the tar that *read* gives into *layer*, replacing what it held,
+        also for who has it mounted.
 
         The stream is read to its end.  Returns the bytes of its regular
         files.  Raises ArchiveMalformed, IndexDamaged, StorageFull, TimedOut,
         Unavailable; the layer is then as it was, and no image is left of it.
         """
         folder = self._layer(layer)
-        with self._locked(layer), storage_full(folder.applying):
+        with self._locked(layer) as held, storage_full(folder.applying):
             record = folder.read()
             for left in (folder.applying, folder.replaced):
                 if left.exists():
@@ -240,6 +241,10 @@ class LayerStore:
                 self._undo_apply(folder, record, index)
                 raise
             remove_tree(folder.replaced)
+            if self._count(held, folder):
+                # The mount stands on what was just removed.
+                self._unmount(folder)
+                self._mount(folder, replace(record, index=index))
             if record.index is not None and record.index != index:
                 self._keepers.drop(record.index)
         return size

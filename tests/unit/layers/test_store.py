@@ -264,6 +264,23 @@ def test_the_stream_is_read_to_its_end_even_after_a_failure(store: LayerStore) -
     assert left == [b""]
 
 
+def test_who_has_the_layer_mounted_sees_what_is_applied(store: LayerStore, top: str) -> None:
+    """
+    And what is written there afterwards is in the layer; it stays held as often.
+    """
+    tree = store.get(top)
+    store.get(top)
+    (tree / "before").touch()
+    store.apply(top, reading(tar({"name": "new", "data": b"new"})))
+    assert sorted(os.listdir(tree)) == ["etc", "new", "old"]
+    (tree / "after").touch()
+    assert names(tar_of(store, top, "base")) == ["after", "new"]
+    store.put(top)
+    assert is_mount(tree)
+    store.put(top)
+    assert not is_mount(tree)
+
+
 def test_times_before_1970_become_1970(store: LayerStore, root: Path) -> None:
     """
     As docker's own drivers do it, so that a file is the same on both; links keep theirs.
