@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import tarfile
 import time
@@ -110,6 +112,20 @@ def test_a_tar_for_no_layer_is_read_and_refused(driver: Driver, layer: str) -> N
     """
     with pytest.raises(Refused, match="layer"):
         driver.apply(layer, "", (bytes(1 << 20) for _ in range(20)))
+
+
+def test_calls_that_wait_for_docker_hold_up_nobody(driver: Driver, layers: Layers) -> None:
+    """
+    A hundred diffs that docker reads only as fast as it applies what it has read.
+    """
+    full = layers()
+    with driver.mounted(full) as tree:
+        (tree / "large").write_bytes(bytes(4 << 20))
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(contextlib.closing(driver.stream(full))) for _ in range(100)]
+        begun = [next(stream) for stream in streams]
+        copy = layers()
+        assert driver.apply(copy, "", itertools.chain([begun[0]], streams[0])) == 4 << 20
 
 
 def test_zeros_after_the_end_are_read(driver: Driver, layers: Layers) -> None:
