@@ -172,10 +172,10 @@ class LayerStore:
         still runs on it.
         """
         folder = self._layer(layer)
-        record = folder.read()
-        if self._is_plain(record):
+        if self._is_plain(folder.read()):
             return folder.upper
         with self._locked(layer) as held:
+            record = folder.read()
             if self._count(held, folder) == 0:
                 self._mount(folder, record)
             held.count = self._count(held, folder) + 1
@@ -304,10 +304,14 @@ class LayerStore:
 
     @contextlib.contextmanager
     def _locked(self, layer: str) -> Iterator[_Held]:
-        with self._guard:
-            held = self._held[layer]
-        with held.lock:
-            yield held
+        while True:
+            with self._guard:
+                held = self._held[layer]
+            with held.lock:
+                # Who waited for a removal has the count of what is gone.
+                if self._held.get(layer) is held:
+                    yield held
+                    return
 
     @staticmethod
     def _count(held: _Held, folder: LayerFolder) -> int:
