@@ -115,12 +115,12 @@ class LayerStore:
         folder = self._layer(layer)
         parents: tuple[str, ...] = ()
         with storage_full(folder.path):
+            if folder.path.exists():
+                raise LayerExists(f"layer {layer} exists already")
             if parent:
                 below = self._layer(parent)
                 parents = (parent, *below.read().parents)
                 below.committed.touch()
-            if folder.path.exists():
-                raise LayerExists(f"layer {layer} exists already")
             made = LayerFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
             try:
                 made.path.chmod(0o710)

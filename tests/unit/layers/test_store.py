@@ -312,6 +312,17 @@ def test_create_refuses_what_exists_and_what_stands_on_nothing(
         store.create("../new", "", writable=False)
 
 
+def test_a_refused_create_leaves_the_parent_writable(
+    store: LayerStore, base: str, top: str
+) -> None:
+    """
+    As nothing came to stand on it.
+    """
+    with pytest.raises(LayerExists):
+        store.create(base, top, writable=False)
+    (store.get(top) / "new").touch()
+
+
 def test_remove_takes_a_mounted_layer_and_an_unknown_one(
     store: LayerStore, top: str, root: Path
 ) -> None:
