@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import os
+import socket
 import tarfile
 import time
 from collections.abc import Iterator
@@ -103,6 +104,22 @@ def test_a_stream_that_is_cut_off_is_no_layer(driver: Driver, layers: Layers, fo
         time.sleep(0.05)
     with driver.mounted(layer) as tree:
         assert os.listdir(tree) == []
+
+
+def test_chunks_that_are_none_are_a_broken_stream(
+    driver: Driver, layers: Layers, node: Node
+) -> None:
+    """
+    In one line, and not as a bug of ours.
+    """
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(node.run / "plugin.sock"))
+        line.sendall(
+            f"POST /GraphDriver.ApplyDiff?id={layers()}&parent= HTTP/1.1\r\n"
+            "Host: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    assert b"broke off" in answer
 
 
 @pytest.mark.parametrize("layer", ["no-such-layer", "a%2Fb", ""])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
 
 from gear_plugin.api.plugin import Answer, add_call, body, reply, text
 from gear_plugin.durable import storage_full
@@ -158,7 +157,7 @@ class GraphDriver:
         def read(size: int) -> bytes:
             try:
                 return request.stream.read(size)
-            except (OSError, HTTPException) as error:
+            except Exception as error:  # what gunicorn says of bad chunks has no common class
                 raise ArchiveMalformed(f"docker broke off the tar of layer {layer}") from error
 
         return reply({"Size": self._layers().apply(layer, read)})
