@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gear_plugin.confined.removal import remove_tree
-from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.durable import TEMP_PREFIX, storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerInUse, LayerNotFound, MountFailed
 from gear_plugin.image import FOLDER
 from gear_plugin.layers import changes as diffs
@@ -36,7 +36,7 @@ from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.keepers import ImageKeepers, ImageViews
 from gear_plugin.layers.record import CONTAINERS, LayerFolder, Record
-from gear_plugin.layers.repair import HALF_MADE, half_made, repair
+from gear_plugin.layers.repair import half_made, repair
 from gear_plugin.names import parse_layer_id
 from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, unmount
 
@@ -121,7 +121,7 @@ class LayerStore:
                 below = self._layer(parent)
                 parents = (parent, *below.read().parents)
                 below.committed.touch()
-            made = LayerFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
+            made = LayerFolder(Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=self._folder)))
             try:
                 made.path.chmod(0o710)
                 for path in (made.upper, made.work, made.merged):
