@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SOCKET = "/run/docker/plugins/gear.sock"
 _SELF = (sys.executable, "-m", "gear_plugin")
-_API_THREADS = 64
+_API_THREADS = 500
+"""
+Made as they are needed.  Each `docker commit` or step of a build has two calls
+under way; were all threads taken by diffs that wait for their applies, for good.
+"""
 _HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
