@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -19,6 +20,7 @@ from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import ImageRecord
+    from gear_plugin.jobs import Source
     from gear_plugin.jobs.listing import ListedImage
 
 STDOUT = "-"
@@ -82,6 +84,7 @@ def build(
         if load or place == sources.ENGINE:
             engine = stack.enter_context(closing(wiring.engine(config)))
         source = sources.source(place, name, config, engine, platform, stack)
+        _refuse_to_replace(source, target)
         progress = stack.enter_context(output.progress())
         result = jobs.build(
             name,
@@ -102,6 +105,16 @@ def build(
         f"{result.files} files in {result.objects} objects, {result.seconds:.1f} s",
         file=sys.stderr if result.output == STDOUT else sys.stdout,
     )
+
+
+def _refuse_to_replace(source: Source, target: Path | BinaryIO | None) -> None:
+    """The result must not take the place of what it was made from; raises BadInput."""
+    from gear_plugin import jobs
+
+    if isinstance(source, jobs.FileSource) and isinstance(target, Path):
+        with contextlib.suppress(OSError):
+            if target.samefile(source.path):
+                raise BadInput(f"--output {target} would replace what --from reads")
 
 
 def _output(file: str | None, *, as_json: bool) -> Path | BinaryIO | None:

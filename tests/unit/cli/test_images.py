@@ -280,6 +280,18 @@ def test_an_archive_needs_no_engine(gear: Gear) -> None:
     assert list(gear.engine.images) == ["app-gear:1"]
 
 
+def test_an_archive_is_never_replaced_by_what_is_made_of_it(gear: Gear) -> None:
+    """
+    By whatever name; a Gear image alone could not be built again.
+    """
+    archive, other = gear.folder / "saved.tar", gear.folder / "other.tar"
+    archive.write_bytes(gear.engine.images["app:1"])
+    other.symlink_to(archive)
+    gear("build", "--from", str(archive), "app:1", "-o", str(other), code=2)
+    assert "would replace" in gear.stderr
+    assert archive.read_bytes() == gear.engine.images["app:1"]
+
+
 def test_load_puts_the_result_into_the_engine_as_well(gear: Gear) -> None:
     """
     Wherever the image is from; and --output alone keeps an engine's image out of it.
