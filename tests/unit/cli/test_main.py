@@ -137,6 +137,18 @@ def test_output_that_nobody_reads_is_no_bug() -> None:
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("words", [["help"], ["completion", "fish"], ["--version"]])
+def test_output_that_finds_no_room_is_one_line(words: list[str]) -> None:
+    """
+    `gear ... > file` on a full disk, whether it shows at the first byte or at the last.
+    """
+    command = [sys.executable, "-m", "gear_plugin", *words]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    line = b"gear: cannot write the result: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (7, line)
+
+
 def test_a_flag_beats_the_environment(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Each global option sets the field of its name.
