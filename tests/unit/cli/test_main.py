@@ -125,6 +125,15 @@ def test_an_interrupt_is_130(run: Runner, capfd: pytest.CaptureFixture[str]) -> 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_an_interrupt_while_it_starts_has_no_traceback(tmp_path: Path) -> None:
+    """
+    The imports take up to a second, which is when one notices a typing error.
+    """
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = gear("help", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_output_that_nobody_reads_is_no_bug() -> None:
     """
     `gear ... | head` ends quietly.
