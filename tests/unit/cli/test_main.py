@@ -216,6 +216,32 @@ def test_wrong_words_are_2(words: list[str]) -> None:
     assert gear(*words).returncode == 2
 
 
+def test_the_storage_driver_needs_root(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Said at once, before anything is made.
+    """
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["gear", "graphdriver"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capfd.readouterr().err == "gear: the storage driver needs root; run it with sudo\n"
+
+
+def test_a_client_that_cannot_have_its_folder_says_so(tmp_path: Path) -> None:
+    """
+    It may not be made: another user's, or below a file.
+    """
+    (tmp_path / "file").touch()
+    ended = gear("--root", f"{tmp_path}/file/root", "client", GEAR_RUN=f"{tmp_path}/run")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"gear: cannot make {tmp_path}/file/root")
+    assert ended.stderr.endswith("(Not a directory); run it as root, or set root and run\n")
+    ended = gear("--root", f"{tmp_path}/root", "client", GEAR_RUN=f"{tmp_path}/file/run")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+
+
 def test_help_and_version() -> None:
     """
     Help lists what users run, by what it is for, and none of what Gear starts itself.
