@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -290,6 +290,29 @@ def test_an_archive_is_never_replaced_by_what_is_made_of_it(gear: Gear) -> None:
     gear("build", "--from", str(archive), "app:1", "-o", str(other), code=2)
     assert "would replace" in gear.stderr
     assert archive.read_bytes() == gear.engine.images["app:1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["build", "app:1"], "; without one, --from registry or an archive"),
+        (["build", "--from", "saved.tar", "--load", "app:1"], ""),
+        (["restore", "app-gear:1"], "; without one, --output FILE"),
+    ],
+)
+def test_who_has_no_engine_is_told_what_needs_none(
+    gear: Gear, monkeypatch: pytest.MonkeyPatch, words: list[str], hint: str
+) -> None:
+    """
+    Only where there is such a way.
+    """
+
+    def nobody(_config: Config) -> NoReturn:
+        raise EngineUnavailable("no Docker engine")
+
+    monkeypatch.setattr(wiring, "engine", nobody)
+    assert gear(*words, code=7) == ""
+    assert gear.stderr == f"gear: no Docker engine{hint}\n"
 
 
 def test_load_puts_the_result_into_the_engine_as_well(gear: Gear) -> None:
