@@ -341,6 +341,12 @@ def test_an_archive_on_stdout_is_all_that_is_there(
     gear(*words, str(gear.folder / "gear.tar"))
     assert done.stdout == (gear.folder / "gear.tar").read_bytes()
     assert b"app-gear:1: index " in done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*command, "-"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 7
+    assert done.stderr.endswith(
+        b"gear: no room to write the archive to stdout (No space left on device)\n"
+    )
 
 
 def test_an_archive_can_come_through_a_pipe(gear: Gear) -> None:
