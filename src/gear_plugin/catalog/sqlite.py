@@ -160,6 +160,9 @@ class SqliteCatalog:
         self._db.execute(f"PRAGMA journal_mode = {journal}")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == _VERSION:
+            return  # Readers wait for no writer.
         # Two processes may find a new file at once: look again under the lock.
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -21,6 +21,7 @@ from gear_plugin import log as logs
 from gear_plugin.cli import node
 from gear_plugin.cli.supervisor import Supervisor
 from gear_plugin.config import Config
+from gear_plugin.errors import BadInput
 from gear_plugin.rootfs import LazyLayer, LazyTree
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def graphdriver(config: Config, socket: Path) -> None:
         gear --store /mnt/store graphdriver
         dockerd --experimental --storage-driver gear
     """
+    if os.geteuid():
+        raise BadInput("the storage driver needs root; run it with sudo")
     logs.setup(config.log_level, "supervisor")
     healer = node.Healer(config)
     commands = {
@@ -92,7 +95,9 @@ def client(config: Config) -> None:
     """
     logs.setup(config.log_level, "client")
     _die_with_parent()
-    server = node.local_server(config)
+    with node.usable_folders():
+        config.run.mkdir(parents=True, exist_ok=True)
+        server = node.local_server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=server.stop).start())
     server.serve()
