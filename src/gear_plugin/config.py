@@ -19,7 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from gear_plugin.errors import BadConfig
 
@@ -39,6 +46,12 @@ def _parse_size(value: object) -> object:
     return int(match[1]) * _UNITS[match[2].lower()]
 
 
+def _absolute(folder: Path) -> Path:
+    """Where it is, for processes that work in another folder: daemons stand in /."""
+    return folder.absolute()
+
+
+Folder = Annotated[Path, AfterValidator(_absolute)]
 SizeBytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -53,13 +66,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    root: Path = Path("/var/lib/gear")
+    root: Folder = Path("/var/lib/gear")
     """Gear's main folder: caches, layers, images, builds."""
 
-    run: Path = Path("/run/gear")
+    run: Folder = Path("/run/gear")
     """Sockets, process state and private mount points; empty after a reboot."""
 
-    store: str = "/var/lib/gear/store"
+    store: Annotated[str, AfterValidator(lambda text: str(_absolute(Path(text))))] = (
+        "/var/lib/gear/store"
+    )
     """The shared object store: a directory, normally an NFS mount."""
 
     catalog: str = "sqlite:///var/lib/gear/catalog.sqlite"
@@ -98,10 +113,10 @@ class Config(BaseModel):
     insecure_registries: str = ""
     """Registries that may have no proper certificate, or speak plain http: hosts, networks."""
 
-    docker_etc: Path = Path("/etc/docker")
+    docker_etc: Folder = Path("/etc/docker")
     """Docker's folder of registries' certificates (`certs.d/`) and its `daemon.json`."""
 
-    docker_config: Path | None = None
+    docker_config: Folder | None = None
     """The folder of docker's `config.json` with logins; None: DOCKER_CONFIG, or `~/.docker`."""
 
     manager: str = ""

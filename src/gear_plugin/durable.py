@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import time
@@ -27,11 +28,14 @@ from typing import BinaryIO
 from gear_plugin.errors import StorageFull
 
 TEMP_PREFIX = ".tmp-"
+"""Of all that is on its way in or out, folders too: a start removes it."""
+
 READ_ONLY = 0o444
 # Those that no other machine changes behind the kernel's back.
 _LOCAL = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
 )
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -96,6 +100,12 @@ def remove_stale(folder: Path, *, older_than_s: float, now_s: float | None = Non
                     Path(entry.path).unlink()
                     removed += 1
     return removed
+
+
+@functools.cache
+def boot_id() -> str:
+    """Names this boot: what was noted in another one, and not fsynced, counts for nothing."""
+    return _BOOT_ID.read_text().strip()
 
 
 def is_full(error: OSError) -> bool:

@@ -20,7 +20,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
 _NAME = re.compile(rf"(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
-_LAYER = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
+_LAYER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\Z")
 _USER = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}\Z")
 
@@ -93,8 +93,12 @@ class ImageId:
 
 
 def parse_layer_id(text: str) -> str:
-    """Return *text* if it can be a layer's id and a file name; raises BadName."""
-    if not _LAYER.match(text) or text in (".", ".."):
+    """
+    Return *text* if it can be a layer's id and a file name; raises BadName.
+
+    Names with a dot in front are for the driver's own files beside the layers.
+    """
+    if not _LAYER.match(text):
         raise BadName(f"not a layer id: {text[:100]!r}")
     return text
 

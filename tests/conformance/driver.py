@@ -10,7 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Driver:
         """The whole of Diff's tar."""
         return b"".join(self.stream(layer, parent))
 
-    def stream(self, layer: str, parent: str = "") -> Iterator[bytes]:
+    def stream(self, layer: str, parent: str = "") -> Generator[bytes]:
         """Diff's tar as it comes."""
         connection, answer = self._post("/GraphDriver.Diff", _body(ID=layer, Parent=parent))
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
+import socket
 import tarfile
 import time
 from collections.abc import Iterator
@@ -101,6 +104,45 @@ def test_a_stream_that_is_cut_off_is_no_layer(driver: Driver, layers: Layers, fo
         time.sleep(0.05)
     with driver.mounted(layer) as tree:
         assert os.listdir(tree) == []
+
+
+def test_chunks_that_are_none_are_a_broken_stream(
+    driver: Driver, layers: Layers, node: Node
+) -> None:
+    """
+    In one line, and not as a bug of ours.
+    """
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(node.run / "plugin.sock"))
+        line.sendall(
+            f"POST /GraphDriver.ApplyDiff?id={layers()}&parent= HTTP/1.1\r\n"
+            "Host: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    assert b"broke off" in answer
+
+
+@pytest.mark.parametrize("layer", ["no-such-layer", "a%2Fb", ""])
+def test_a_tar_for_no_layer_is_read_and_refused(driver: Driver, layer: str) -> None:
+    """
+    docker must have sent it all to see the answer, and not a broken pipe.
+    """
+    with pytest.raises(Refused, match="layer"):
+        driver.apply(layer, "", (bytes(1 << 20) for _ in range(20)))
+
+
+def test_calls_that_wait_for_docker_hold_up_nobody(driver: Driver, layers: Layers) -> None:
+    """
+    A hundred diffs that docker reads only as fast as it applies what it has read.
+    """
+    full = layers()
+    with driver.mounted(full) as tree:
+        (tree / "large").write_bytes(bytes(4 << 20))
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(contextlib.closing(driver.stream(full))) for _ in range(100)]
+        begun = [next(stream) for stream in streams]
+        copy = layers()
+        assert driver.apply(copy, "", itertools.chain([begun[0]], streams[0])) == 4 << 20
 
 
 def test_zeros_after_the_end_are_read(driver: Driver, layers: Layers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -213,7 +214,10 @@ class Node:
         while True:
             try:
                 return self._post(f"/GraphDriver.{name}", body)
-            except ConnectionError:
+            except (
+                ConnectionError,
+                http.client.IncompleteRead,
+            ):  # the latter: killed in its answer
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)

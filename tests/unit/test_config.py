@@ -44,6 +44,16 @@ def test_no_file_is_fine() -> None:
     assert load(environ={}) == Config()
 
 
+def test_relative_folders_are_taken_from_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Daemons that are started with them stand in /."""
+    monkeypatch.chdir(tmp_path)
+    found = load({"root": Path("r")}, environ={"GEAR_RUN": "run", "GEAR_STORE": "../s"})
+    assert (found.root, found.run) == (tmp_path / "r", tmp_path / "run")
+    assert found.store == f"{tmp_path}/../s"
+
+
 def test_plugin_settings_have_bare_names() -> None:
     """Docker passes every declared variable; an empty one is unset."""
     environ = {"store": "/mnt", "cache_limit": "", "GEAR_ROOT": ""}

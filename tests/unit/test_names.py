@@ -94,8 +94,11 @@ def test_layer_ids_parse(text: str) -> None:
     assert parse_layer_id(text) == text
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "../x", "a b", "x\n", "x" * 201, "a\0b"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "a/b", "../x", "a b", "x\n", "x" * 201, "a\0b", ".tmp-0", ".empty"],
+)
 def test_other_layer_ids_are_refused(text: str) -> None:
-    """An id is a file name, and nothing else."""
+    """An id is a file name that is not the driver's own, and nothing else."""
     with pytest.raises(BadName):
         parse_layer_id(text)

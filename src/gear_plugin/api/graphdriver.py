@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
 
 from gear_plugin.api.plugin import Answer, add_call, body, reply, text
+from gear_plugin.durable import storage_full
 from gear_plugin.errors import ArchiveMalformed, BadConfig, BadRequest, Unsupported
 from gear_plugin.layers import Change
 
@@ -83,12 +83,20 @@ class GraphDriver:
                 "gear does not support userns-remap: its files are shared between images with the"
                 " owners they have; start dockerd without --userns-remap"
             )
-        for option in message.get("Opts") or []:
+        options = message.get("Opts") or []
+        if not isinstance(options, list):
+            raise BadRequest(f"{request.path}: Opts must be a list, not {options!r:.60}")
+        for option in options:
             raise BadConfig(
-                f"unknown storage option {option!r}; "
+                f"unknown storage option {option!r:.100}; "
                 "gear is set up with `docker plugin set` or GEAR_ variables"
             )
-        Path(text(message, "Home", required=True)).mkdir(parents=True, exist_ok=True)
+        home = text(message, "Home", required=True)
+        try:
+            with storage_full(Path(home)):
+                Path(home).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in it
+            raise BadRequest(f"{request.path}: cannot make Home {home!r:.100}: {error}") from error
         self._layers().begin()
         return {}
 
@@ -149,7 +157,7 @@ class GraphDriver:
         def read(size: int) -> bytes:
             try:
                 return request.stream.read(size)
-            except (OSError, HTTPException) as error:
+            except Exception as error:  # what gunicorn says of bad chunks has no common class
                 raise ArchiveMalformed(f"docker broke off the tar of layer {layer}") from error
 
         return reply({"Size": self._layers().apply(layer, read)})

@@ -10,6 +10,7 @@ rather than taken for a call without arguments.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -32,6 +33,8 @@ from gear_plugin.errors import (
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.1+json"
+
+_CHUNK_BYTES = 1 << 20
 
 STATUS: tuple[tuple[type[GearError], int], ...] = (
     (BadInput, 400),
@@ -85,7 +88,7 @@ def body() -> Answer:
     raw = request.get_data()
     try:
         message = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(
             f"{request.path}: the body is not JSON ({raw[:60]!r}); "
             "docker sends an empty one when it repeats a call that failed"
@@ -113,13 +116,24 @@ def reply(answer: Answer, status: int = 200) -> Response:
 def _gear_error(error: GearError) -> Response:
     status = next(status for kind, status in STATUS if isinstance(error, kind))
     log.warning("%s: %s", request.path, error)
-    return reply({"Err": str(error)}, status)
+    return _failure(str(error), status)
 
 
 def _http_error(error: HTTPException) -> Response:
-    return reply({"Err": f"{request.path}: {error.description}"}, error.code or 500)
+    return _failure(f"{request.path}: {error.description}", error.code or 500)
 
 
 def _bug(error: Exception) -> Response:
     log.error("a bug in %s", request.path, exc_info=error)
-    return reply({"Err": f"internal error: {type(error).__name__}: {error}"}, 500)
+    return _failure(f"internal error: {type(error).__name__}: {error}", 500)
+
+
+def _failure(words: str, status: int) -> Response:
+    """
+    An answer that says what went wrong, once the body has been read to its end:
+    a caller that is still sending it would see a broken pipe, and no answer.
+    """
+    with contextlib.suppress(Exception):  # the body may be what was wrong
+        while request.stream.read(_CHUNK_BYTES):
+            pass
+    return reply({"Err": words}, status)

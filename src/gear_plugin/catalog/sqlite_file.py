@@ -13,12 +13,12 @@ of a running container.  Safe from any thread, and from several processes.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from gear_plugin.durable import is_local
 from gear_plugin.errors import (
     BadConfig,
     Damaged,
@@ -29,12 +29,6 @@ from gear_plugin.errors import (
 )
 
 _VERSION = 1
-# Those whose shared memory is known to work between processes; all others
-# are treated as shared between machines.
-_LOCAL_FILESYSTEMS = frozenset(
-    ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
-)
-
 _SCHEMA = (
     """
     -- One row per image that was pushed.  Digests are their 32 raw bytes.
@@ -106,6 +100,8 @@ _ADDED = (
     ) STRICT, WITHOUT ROWID
     """,
 )
+_TABLES = sum("CREATE TABLE" in statement for statement in (*_SCHEMA, *_ADDED))
+_COUNT_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
 
 
 class SqliteFile:
@@ -159,10 +155,15 @@ class SqliteFile:
             self._db.close()
 
     def _prepare(self) -> None:
-        journal = "WAL" if _filesystem(self._path) in _LOCAL_FILESYSTEMS else "DELETE"
+        # A WAL needs memory that all users share, which other machines do not.
+        journal = "WAL" if is_local(self._path.parent) else "DELETE"
         self._db.execute(f"PRAGMA journal_mode = {journal}")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute(_COUNT_TABLES).fetchone()
+        if version == _VERSION and tables >= _TABLES:
+            return  # Readers wait for no writer.
         # Two processes may find a new file at once: look again under the lock.
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -211,16 +212,3 @@ class SqliteFile:
                     raise SourceUnavailable(f"catalog {self._path}: {error}") from error
                 case _:
                     raise
-
-
-def _filesystem(path: Path) -> str:
-    """The type of the filesystem that *path*'s directory is on; empty if it cannot be told."""
-    device = path.parent.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = ""
-    # Fields: proc(5), /proc/pid/mountinfo; the last line of a device is the topmost mount.
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        fields = line.split(" ")
-        if fields[2] == wanted:
-            found = fields[fields.index("-") + 1]
-    return found

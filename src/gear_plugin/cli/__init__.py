@@ -7,6 +7,7 @@ one of EXIT_CODES; a bug is its traceback and 70.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -29,6 +30,7 @@ from gear_plugin.cli import (
     teaching,
     upkeep,
 )
+from gear_plugin.durable import is_full
 from gear_plugin.errors import (
     AccessDenied,
     BadInput,
@@ -37,6 +39,7 @@ from gear_plugin.errors import (
     GearError,
     MountFailed,
     NotFound,
+    StorageFull,
     Unavailable,
     Unsupported,
 )
@@ -147,6 +150,7 @@ def main() -> None:
     """Run the command, and exit as EXIT_CODES says."""
     try:
         cli.main(prog_name=completion.PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -155,7 +159,13 @@ def main() -> None:
     except GearError as error:
         print(f"gear: {error}", file=sys.stderr)
         sys.exit(exit_code(error))
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and is_full(error):
+            # No job leaves its own full disk untranslated: this is what stdout is written to.
+            print(f"gear: cannot write the result: {error.strerror}", file=sys.stderr)
+            # What is left in it would fail once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(exit_code(StorageFull()))
         traceback.print_exc()
         sys.exit(BUG)
 

@@ -21,6 +21,7 @@ from gear_plugin import log as logs
 from gear_plugin.cli import node, port
 from gear_plugin.cli.supervisor import Supervisor
 from gear_plugin.config import Config
+from gear_plugin.errors import BadInput
 from gear_plugin.rootfs import LazyLayer, LazyTree
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ _SELF = (sys.executable, "-m", "gear_plugin")
 _API_THREADS = 64
 _PORT_THREADS = 128
 """One is held by each download and batch under way (`api.client.PortLimits`)."""
+_API_THREADS = 500
+"""
+Made as they are needed.  Each `docker commit` or step of a build has two calls
+under way; were all threads taken by diffs that wait for their applies, for good.
+"""
 _HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
@@ -57,6 +63,8 @@ def graphdriver(config: Config, socket: Path) -> None:
         gear --store /mnt/store graphdriver
         dockerd --experimental --storage-driver gear
     """
+    if os.geteuid():
+        raise BadInput("the storage driver needs root; run it with sudo")
     logs.setup(config.log_level, "supervisor")
     healer = node.Healer(config)
     commands = {
@@ -90,7 +98,9 @@ def client(config: Config) -> None:
     """
     logs.setup(config.log_level, "client")
     _die_with_parent()
-    server = node.local_server(config)
+    with node.usable_folders():
+        config.run.mkdir(parents=True, exist_ok=True)
+        server = node.local_server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=server.stop).start())
     with port.beside(config):

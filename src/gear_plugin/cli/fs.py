@@ -64,8 +64,10 @@ def fs(
     """
     name = ImageId.parse(image)
     point = _mount_point(directory)
-    found = _take_in(config, name)
-    config.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with node.usable_folders():
+        config.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        images = NodeImages(config.root)
+    found = _take_in(config, images, name)
     os.environ.update(node.as_environment(config))
     if as_json:
         shown = {"gear_image": str(name), "index": found, "directory": str(point)}
@@ -115,6 +117,8 @@ def _mount_point(directory: Path) -> Path:
         raise BadInput(f"{point} does not exist; `mkdir {point}` first") from error
     except NotADirectoryError as error:
         raise BadInput(f"{point} is not a directory") from error
+    except OSError as error:
+        raise BadInput(f"cannot look into {point}: {error.strerror}") from error
     if not is_empty:
         raise BadInput(f"{point} is not empty; its files would be hidden, choose another")
     if os.geteuid():
@@ -122,11 +126,10 @@ def _mount_point(directory: Path) -> Path:
     return point
 
 
-def _take_in(config: Config, name: ImageId) -> str:
+def _take_in(config: Config, images: NodeImages, name: ImageId) -> str:
     """The digest of the image's index, which is on this node afterwards, checked."""
     from gear_plugin.jobs.taking_in import take_in
 
-    images = NodeImages(config.root)
     sources = wiring.index_sources(config, name, wiring.nodes(config))
     return take_in(images, name, sources, lambda index: images.objects(index) is not None)
 

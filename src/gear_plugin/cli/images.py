@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -14,11 +15,12 @@ import click
 from gear_plugin.cli import output, sources, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE, ORDINARY_IMAGE
 from gear_plugin.config import Config
-from gear_plugin.errors import BadInput, GearError
+from gear_plugin.errors import BadInput, EngineUnavailable, GearError
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import ImageRecord
+    from gear_plugin.jobs import Source
     from gear_plugin.jobs.listing import ListedImage
 
 STDOUT = "-"
@@ -80,8 +82,16 @@ def build(
         load = load or (place == sources.ENGINE and target is None)
         engine = None
         if load or place == sources.ENGINE:
-            engine = stack.enter_context(closing(wiring.engine(config)))
+            try:
+                engine = stack.enter_context(closing(wiring.engine(config)))
+            except EngineUnavailable as error:
+                if place != sources.ENGINE:
+                    raise
+                raise EngineUnavailable(
+                    f"{error}; without one, --from registry or an archive"
+                ) from error
         source = sources.source(place, name, config, engine, platform, stack)
+        _refuse_to_replace(source, target)
         progress = stack.enter_context(output.progress())
         result = jobs.build(
             name,
@@ -104,6 +114,16 @@ def build(
     )
 
 
+def _refuse_to_replace(source: Source, target: Path | BinaryIO | None) -> None:
+    """The result must not take the place of what it was made from; raises BadInput."""
+    from gear_plugin import jobs
+
+    if isinstance(source, jobs.FileSource) and isinstance(target, Path):
+        with contextlib.suppress(OSError):
+            if target.samefile(source.path):
+                raise BadInput(f"--output {target} would replace what --from reads")
+
+
 def _output(file: str | None, *, as_json: bool) -> Path | BinaryIO | None:
     if file != STDOUT:
         return Path(file) if file else None
@@ -116,7 +136,7 @@ def _output(file: str | None, *, as_json: bool) -> Path | BinaryIO | None:
 
 @click.command()
 @click.argument("image", metavar="IMAGE-gear[:TAG]", type=GEAR_IMAGE)
-@click.option("--create-store", is_flag=True, help="Make a store in an existing empty folder.")
+@click.option("--create-store", is_flag=True, help="Make a store in a folder that exists.")
 @output.as_json
 @click.pass_obj
 def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:

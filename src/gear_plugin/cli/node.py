@@ -19,7 +19,8 @@ from gear_plugin.cli import wiring
 from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
-from gear_plugin.errors import GearError
+from gear_plugin.durable import is_full
+from gear_plugin.errors import BadConfig, GearError, StorageFull
 from gear_plugin.layers import (
     Checker,
     ImageKeepers,
@@ -66,6 +67,21 @@ def local_client(config: Config) -> LocalClient:
         config.fetch_timeout_s + _ANSWER_MARGIN_S,
         patience_s=_CLIENT_RESTART_S,
     )
+
+
+@contextlib.contextmanager
+def usable_folders() -> Iterator[None]:
+    """Raises BadConfig, StorageFull for a folder of the settings that the block cannot make."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        if is_full(error):
+            raise StorageFull(f"no room to make {error.filename}; free space there") from error
+        raise BadConfig(
+            f"cannot make {error.filename} ({error.strerror}); run it as root, or set root and run"
+        ) from error
 
 
 def local_server(config: Config) -> LocalServer:

@@ -13,7 +13,7 @@ from gear_plugin.cli import output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.cli.inspect import found_in
 from gear_plugin.config import Config
-from gear_plugin.errors import BadInput
+from gear_plugin.errors import BadInput, EngineUnavailable
 from gear_plugin.names import ImageId
 
 
@@ -69,7 +69,10 @@ def restore(
         # First, so that a dead engine is noticed before anything is done.
         target: IntoEngine | IntoFile
         if file is None:
-            engine = stack.enter_context(wiring.quick_engine(config))
+            try:
+                engine = stack.enter_context(wiring.quick_engine(config))
+            except EngineUnavailable as error:
+                raise EngineUnavailable(f"{error}; without one, --output FILE") from error
             target = IntoEngine(engine, config.root, replace)
         else:
             target = IntoFile(file)

@@ -36,7 +36,14 @@ import sys
 from collections.abc import Callable
 
 from gear_plugin.confined.removal import remove_tree
-from gear_plugin.confined.whiteout import AUFS_META, OPAQUE, WHITEOUT, is_whiteout
+from gear_plugin.confined.whiteout import (
+    AUFS_LINKS,
+    AUFS_META,
+    OPAQUE,
+    WHITEOUT,
+    is_aufs_link_target,
+    is_whiteout,
+)
 from gear_plugin.durable import is_full
 from gear_plugin.errors import ArchiveMalformed, GearError, StorageFull, Unsupported
 from gear_plugin.image import Kind, Member, TarReader
@@ -80,6 +87,8 @@ class Unpacker:
                 kind = StorageFull if is_full(error) else ArchiveMalformed
                 raise kind(f"unpacking {member.name[:100]!r}: {error.strerror}") from error
         self._reader.drain()
+        if _status(b"/" + AUFS_LINKS) is not None:
+            remove_tree(b"/" + AUFS_LINKS)
         for path, (inode, mtime_ns) in self._directory_times.items():
             status = _status(path)
             if status is not None and stat.S_ISDIR(status.st_mode) and status.st_ino == inode:
@@ -90,7 +99,7 @@ class Unpacker:
             raise ArchiveMalformed(f"the root of the layer is a {member.kind.value}")
         parent, _, base = member.name.rpartition(b"/")
         parent = b"/" + parent
-        if WHITEOUT in member.name and self._means_nothing(parent, base):
+        if WHITEOUT in member.name and self._means_nothing(member, parent, base):
             return
         if parent != self._parent:
             _make_parents(parent)
@@ -102,8 +111,10 @@ class Unpacker:
         else:
             self._make[member.kind](member, b"/" + member.name)
 
-    def _means_nothing(self, parent: bytes, base: bytes) -> bool:
+    def _means_nothing(self, member: Member, parent: bytes, base: bytes) -> bool:
         """Whether this is one of aufs's own files, or a whiteout with nothing below to hide."""
+        if member.kind is Kind.FILE and is_aufs_link_target(member.name):
+            return False
         if base.startswith(AUFS_META) and base != OPAQUE:
             return True
         if any(part.startswith(AUFS_META) for part in parent.split(b"/")):

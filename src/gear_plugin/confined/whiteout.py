@@ -17,6 +17,15 @@ OPAQUE = b".wh..wh..opq"
 AUFS_META = b".wh..wh."
 """Names that only aufs understood; OPAQUE is the one that still means something."""
 
+AUFS_LINKS = b".wh..wh.plnk"
+"""But hard links may lead to the files in this folder, which is in no tree."""
+
+
+def is_aufs_link_target(name: bytes) -> bool:
+    """Whether a file of this name is there for hard links to it alone."""
+    folder, _, base = name.rpartition(b"/")
+    return folder == AUFS_LINKS and not base.startswith(WHITEOUT)
+
 
 def is_whiteout(status: os.stat_result) -> bool:
     """Whether this is overlayfs's mark for a deleted name."""

@@ -9,7 +9,8 @@ Rules, and where they come from:
 - Whiteouts (OCI image-spec, layer.md, "Whiteouts"): `.wh.NAME` hides NAME of
   the lower layers, `.wh..wh..opq` all that lower layers have in that
   directory; neither touches entries of its own layer, whatever the order.
-  Other `.wh..wh.*` names are AUFS's private files and are ignored.
+  Other `.wh..wh.*` names are AUFS's private files and are ignored, but for the
+  files in `.wh..wh.plnk`, to which hard links may lead.
 - A directory over a directory replaces its metadata and keeps its children;
   anything else replaces what was there.
 - A directory that a layer uses and does not name is a directory 0755 root:root
@@ -56,6 +57,7 @@ from gear_plugin.image.tree import Tree
 
 _WHITEOUT = b".wh."
 _AUFS = b".wh..wh."
+_AUFS_LINKS = b".wh..wh.plnk"
 _OPAQUE = b".wh..wh..opq"
 _MAX_SYMLINKS = 40  # MAXSYMLINKS of Linux
 _MAX_DEPTH = MAX_PATH_BYTES // 2 + 1  # a name and a slash each
@@ -133,13 +135,14 @@ class _Merge:
         # is the inodes of the tree to be, as members would be half as large again.
         waiting: list[Member | tuple[bytes, Inode]] = []
         for member in members:
-            if not self._whiteout(member.name):
+            if _is_link_target(member) or not self._whiteout(member.name):
                 waiting.append(self._waiting(layer, member))
         for entry in waiting:
             if isinstance(entry, Member):
                 self._add(entry)
             else:
                 self._add_inode(*entry)
+        self._remove(self.tree.root, _AUFS_LINKS)
 
     def _whiteout(self, path: bytes) -> bool:
         """Whether *path* is a whiteout or AUFS's own; if a whiteout, it is done."""
@@ -318,6 +321,12 @@ class _Merge:
             if len(trail) > _MAX_DEPTH:
                 raise Unsupported(f"layer: nested deeper than Linux allows: {shown(path)}")
         return trail[-1]
+
+
+def _is_link_target(member: Member) -> bool:
+    """Whether this is a file of AUFS that is there for hard links to it alone."""
+    folder, _, base = member.name.rpartition(b"/")
+    return member.kind is Kind.FILE and folder == _AUFS_LINKS and not base.startswith(_WHITEOUT)
 
 
 def _settled(inode: Inode, inherited: bytes | None) -> Mapping[bytes, bytes]:

@@ -20,6 +20,7 @@ from docker.errors import ImageNotFound as NoSuchImage
 from docker.utils import kwargs_from_env
 
 from gear_plugin.errors import EngineUnavailable, ImageNotFound, SourceUnavailable
+from gear_plugin.jobs.causes import system_error
 from gear_plugin.jobs.platforms import Platform
 from gear_plugin.jobs.progress import Progress
 from gear_plugin.names import ImageId
@@ -144,9 +145,10 @@ class DockerEngine:
                 f"the engine refused: {_one_line(error.explanation or error)}"
             ) from error
         except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            cause = system_error(error)
+            reason = cause.strerror if cause else _one_line(error)
             raise EngineUnavailable(
-                f"no Docker engine answers at {self._host} (--host, DOCKER_HOST): "
-                f"{_one_line(error)}"
+                f"no Docker engine answers at {self._host} (--host, DOCKER_HOST): {reason}"
             ) from error
 
 

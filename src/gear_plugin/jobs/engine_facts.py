@@ -22,6 +22,7 @@ from docker.errors import APIError, DockerException
 from docker.utils import kwargs_from_env
 
 from gear_plugin.errors import EngineUnavailable
+from gear_plugin.jobs.causes import system_error
 from gear_plugin.jobs.engine import DEFAULT_HOST
 
 _SOME_VERSION = "1.41"
@@ -87,7 +88,7 @@ def ask_engine(host: str | None, environ: Mapping[str, str], *, timeout_s: int) 
         *(APIError, DockerException),
         *(requests.RequestException, urllib3.exceptions.HTTPError, KeyError),
     ) as error:
-        cause = _system_error(error)
+        cause = system_error(error)
         reason = cause.strerror if cause else " ".join(str(error).split())
         raise EngineUnavailable(f"no Docker engine answers at {host}: {reason}") from (
             cause or error
@@ -109,20 +110,6 @@ def _client(settings: Mapping[str, Any], timeout_s: int, version: str) -> docker
     # Without a version it asks for one while it is made, and then a failure
     # leaves its socket open.
     return docker.APIClient(**settings, timeout=timeout_s, version=version)
-
-
-def _system_error(error: BaseException) -> OSError | None:
-    """The system's own error if it is somewhere in what the libraries wrapped around it."""
-    todo: list[object] = [error]
-    while todo:
-        found = todo.pop()
-        if isinstance(found, OSError) and found.strerror:
-            return found
-        if isinstance(found, BaseException):
-            todo += [found.__context__, getattr(found, "reason", None), *found.args]
-        elif isinstance(found, tuple | list):
-            todo += found
-    return None
 
 
 def _plugin(found: dict[str, Any]) -> PluginFacts | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from gear_plugin.durable import storage_full, write_once
+from gear_plugin.durable import is_full, storage_full, write_once
 from gear_plugin.errors import BadInput, StorageFull
 
 Output = Path | BinaryIO
@@ -58,4 +58,7 @@ def opened_output(output: Output) -> Iterator[BinaryIO]:
     except StorageFull:
         raise
     except OSError as error:
-        raise BadInput(f"cannot write {output_name(output)}: {error.strerror}") from error
+        name = output if isinstance(output, Path) else "the archive to stdout"
+        if is_full(error):
+            raise StorageFull(f"no room to write {name} ({error.strerror})") from error
+        raise BadInput(f"cannot write {name}: {error.strerror}") from error

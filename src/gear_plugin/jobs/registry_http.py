@@ -17,6 +17,7 @@ import urllib3
 from urllib3.util import Retry, Timeout
 
 from gear_plugin.errors import AccessDenied, BadConfig, GearError, SourceUnavailable, TimedOut
+from gear_plugin.jobs.causes import system_error
 from gear_plugin.jobs.references import HUB
 from gear_plugin.jobs.registry_auth import Challenge, TokenRequest, answer
 from gear_plugin.jobs.registry_pools import Pools, RegistrySettings
@@ -261,7 +262,10 @@ class Http:
             )
         if isinstance(reason, urllib3.exceptions.ProtocolError):
             return SourceUnavailable(f"the connection to the registry {host} broke; try again")
-        return SourceUnavailable(f"no registry answers at {host}: {text.rpartition('>: ')[2]}")
+        cause = system_error(error)
+        # urllib3 begins with what it was doing: `HTTPConnection(host=..., port=...): ...`.
+        why = cause.strerror if cause else text.rpartition("): ")[2]
+        return SourceUnavailable(f"no registry answers at {host}: {why}")
 
     def _base(self, host: str) -> str:
         """`https://...` or `http://...`; an insecure registry is asked once which it is."""

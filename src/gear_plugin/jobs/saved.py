@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_plugin.digest import Digest
-from gear_plugin.errors import BadInput
+from gear_plugin.errors import ArchiveMalformed, BadInput
 from gear_plugin.jobs import docker_archive, layout, oci, unpack
 from gear_plugin.jobs.bundle import Bundle, FolderBundle, Stretch, TarBundle
 from gear_plugin.jobs.parallel import for_each
@@ -88,7 +88,12 @@ def _bundle(path: Path, scratch: Path, wish: Wish, files: ExitStack) -> Bundle:
         inner = scratch / "archive.tar"
         unpack.store(unpack.plain(file.read, wish.place), inner, None, wish.place)
         file = files.enter_context(inner.open("rb"))
-    return TarBundle(file)
+    try:
+        return TarBundle(file)
+    except ArchiveMalformed as error:
+        if not os.fstat(file.fileno()).st_size:
+            raise ArchiveMalformed(f"{wish.place} is empty; what wrote it has failed") from error
+        raise ArchiveMalformed(f"{wish.place} is no image archive, or damaged: {error}") from error
 
 
 class _Layers:

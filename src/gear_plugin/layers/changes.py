@@ -2,11 +2,11 @@
 What changed between two trees, in docker's terms.
 
 What counts is moby's pkg/archive ChangesDirs (v20.10.24), which its overlay2
-uses too: a directory's size and time do not; mode, owner, device number and
-`security.capability` always do, size and time for everything else (equal when
-the seconds agree and either has no nanoseconds).  The parent directories of a
-change count as modified.  What a directory held that something else replaced
-is not listed.
+uses too: size and time of a directory, block device or socket do not; mode,
+owner, device number and `security.capability` always do, size and time for
+everything else (equal when the seconds agree and either has no nanoseconds).
+The parent directories of a change count as modified.  What a directory held
+that something else replaced is not listed.
 
 moby walks both trees; here overlayfs's own record, the upper directory, says
 where to look, so the cost is that of the changes and not that of the image.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -140,7 +140,8 @@ def _is_modified(before: os.stat_result, outer: bytes, after: os.stat_result, in
         and before.st_gid == after.st_gid
         and before.st_rdev == after.st_rdev
     )
-    if same and not stat.S_ISDIR(after.st_mode):
+    # moby asks for the bit of S_IFDIR, which block devices and sockets have as well.
+    if same and after.st_mode & stat.S_IFDIR != stat.S_IFDIR:
         same = before.st_size == after.st_size and _same_time(before, after)
     return not same or _capability(outer) != _capability(inner)
 
@@ -155,6 +156,14 @@ def _capability(path: bytes) -> bytes:
         return os.getxattr(path, "security.capability", follow_symlinks=False)
     except OSError:
         return b""
+
+
+def without(changes: list[Change], folder: bytes, names: Collection[bytes]) -> list[Change]:
+    """*changes* without the removal of *names* from *folder*, and of a folder that held no more."""
+    gone = {b"%s/%s" % (folder, name) for name in names} | {folder}
+    left = [one for one in changes if one.kind is not ChangeKind.DELETE or one.path not in gone]
+    is_inside = any(one.path.startswith(folder + b"/") for one in left)
+    return left if is_inside else [one for one in left if one.path != folder]
 
 
 def as_items(changes: list[Change], tree: Path) -> Iterator[Item]:

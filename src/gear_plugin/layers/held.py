@@ -20,23 +20,19 @@ the layer's lock.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from gear_plugin.durable import is_full
+from gear_plugin.durable import TEMP_PREFIX, boot_id, is_full
 from gear_plugin.layers.record import LayerFolder
 from gear_plugin.rootfs import is_upper_in_use
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _UNREADABLE = 1
-_SCRATCH = ".tmp-"
-"""As everything that a start removes, if a crash leaves it."""
 _FREE_POLL_S = 0.05
 
 
@@ -48,7 +44,7 @@ def noted(folder: LayerFolder) -> int | None:
         return None
     # A process killed between making the file and writing it leaves it empty.
     boot, _, count = text.partition(" ")
-    if boot not in ("", _boot_id()):
+    if boot not in ("", boot_id()):
         return None
     try:
         return int(count)
@@ -61,7 +57,7 @@ def note(folder: LayerFolder, count: int) -> None:
     try:
         handle = os.open(folder.held, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(handle, f"{_boot_id()} {count:10d}\n".encode())
+            os.write(handle, f"{boot_id()} {count:10d}\n".encode())
         finally:
             os.close(handle)
     except OSError as error:
@@ -85,14 +81,9 @@ def becomes_free(upper: Path, beside: Path, within_s: float) -> bool:
     filesystem.
     """
     deadline = time.monotonic() + within_s
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside) as scratch:
+    with tempfile.TemporaryDirectory(prefix=TEMP_PREFIX, dir=beside) as scratch:
         while is_upper_in_use(upper, Path(scratch)):
             if time.monotonic() > deadline:
                 return False
             time.sleep(_FREE_POLL_S)
     return True
-
-
-@functools.cache
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

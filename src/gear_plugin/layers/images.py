@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gear_plugin.digest import Digest
-from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.durable import TEMP_PREFIX, storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged
 from gear_plugin.image import (
     FOLDER,
@@ -48,7 +48,6 @@ from gear_plugin.names import ImageId
 log = logging.getLogger(__name__)
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-_TEMP = ".tmp-"
 
 
 class NodeImages:
@@ -65,7 +64,7 @@ class NodeImages:
 
     def remove_half_made(self) -> None:
         """Remove what a crash left, but nothing that another process is working on."""
-        for left in self._folder.glob(f"{_TEMP}*"):
+        for left in self._folder.glob(f"{TEMP_PREFIX}*"):
             with contextlib.suppress(FileNotFoundError):
                 if left.is_symlink():
                     left.unlink()
@@ -85,7 +84,7 @@ class NodeImages:
     def _new_folder(self) -> tuple[Path, int]:
         """A temporary folder, and the lock that keeps it from `remove_half_made`."""
         while True:
-            path = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self._folder))
+            path = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=self._folder))
             with contextlib.suppress(FileNotFoundError):
                 handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -96,7 +95,7 @@ class NodeImages:
     def _take_away(self, folder: Path) -> None:
         # Under another name first: the checker of an install that was killed
         # may still be writing in it, by its path.
-        gone = self._folder / (_TEMP + secrets.token_hex(8))
+        gone = self._folder / (TEMP_PREFIX + secrets.token_hex(8))
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -193,7 +192,7 @@ class NodeImages:
 
     def _name(self, image: str, name: str) -> None:
         link = self._folder / ImageId.parse(name).folder
-        temporary = self._folder / f"{_TEMP}{image}"
+        temporary = self._folder / f"{TEMP_PREFIX}{image}"
         try:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(image)

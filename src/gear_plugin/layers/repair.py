@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from gear_plugin.confined.removal import remove_tree
+from gear_plugin.durable import TEMP_PREFIX
 from gear_plugin.errors import LayerNotFound, MountFailed
 from gear_plugin.layers import held
 from gear_plugin.layers.images import NodeImages
@@ -27,7 +28,6 @@ from gear_plugin.rootfs import is_mount, mounts, unmount
 
 log = logging.getLogger(__name__)
 
-HALF_MADE = ".tmp-"
 _PATIENCE_S = 5.0
 _POLL_S = 0.1
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
@@ -35,7 +35,7 @@ _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 def half_made(folder: Path) -> Path:
     """A new name in *folder* for something on its way out, which a start removes."""
-    return folder / (HALF_MADE + secrets.token_hex(8))
+    return folder / (TEMP_PREFIX + secrets.token_hex(8))
 
 
 def repair(root: Path, images: NodeImages, views: ImageViews, keepers: ImageKeepers) -> None:
@@ -47,7 +47,7 @@ def repair(root: Path, images: NodeImages, views: ImageViews, keepers: ImageKeep
     mounted = {point for point, _ in mounts()}
     for entry in sorted((root / "containers").iterdir()):
         folder = LayerFolder(entry)
-        if entry.name.startswith(HALF_MADE) or folder.applying.exists():
+        if entry.name.startswith(TEMP_PREFIX) or folder.applying.exists():
             _remove_half_made(folder, images, keepers)
             continue
         if folder.replaced.exists():
@@ -67,7 +67,7 @@ def _remove_half_made(folder: LayerFolder, images: NodeImages, keepers: ImageKee
     if is_mount(folder.merged):
         with contextlib.suppress(MountFailed):
             unmount(folder.merged, lazy=True)
-    if not folder.path.name.startswith(HALF_MADE):
+    if not folder.path.name.startswith(TEMP_PREFIX):
         # Under another name first, and by its own root: a process that still
         # unpacks into it cannot make the layer anew, nor reach what follows it.
         folder = LayerFolder(folder.path.rename(half_made(folder.path.parent)))

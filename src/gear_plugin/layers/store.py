@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gear_plugin.confined.removal import remove_tree
-from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.durable import TEMP_PREFIX, storage_full, sync_directory
 from gear_plugin.errors import IndexDamaged, LayerExists, LayerInUse, LayerNotFound, MountFailed
-from gear_plugin.image import FOLDER
+from gear_plugin.image import FOLDER, INDEX_NAME, MANIFEST_NAME
 from gear_plugin.layers import changes as diffs
 from gear_plugin.layers import held as holding
 from gear_plugin.layers import tarout
@@ -36,7 +36,7 @@ from gear_plugin.layers.images import NodeImages
 from gear_plugin.layers.in_use import mounted_images
 from gear_plugin.layers.keepers import ImageKeepers, ImageViews
 from gear_plugin.layers.record import CONTAINERS, LayerFolder, Record
-from gear_plugin.layers.repair import HALF_MADE, half_made, repair
+from gear_plugin.layers.repair import half_made, repair
 from gear_plugin.names import parse_layer_id
 from gear_plugin.rootfs import Stack, View, is_mount, mount_stack, mounts, unmount
 
@@ -115,13 +115,13 @@ class LayerStore:
         folder = self._layer(layer)
         parents: tuple[str, ...] = ()
         with storage_full(folder.path):
+            if folder.path.exists():
+                raise LayerExists(f"layer {layer} exists already")
             if parent:
                 below = self._layer(parent)
                 parents = (parent, *below.read().parents)
                 below.committed.touch()
-            if folder.path.exists():
-                raise LayerExists(f"layer {layer} exists already")
-            made = LayerFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
+            made = LayerFolder(Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=self._folder)))
             try:
                 made.path.chmod(0o710)
                 for path in (made.upper, made.work, made.merged):
@@ -172,10 +172,10 @@ class LayerStore:
         still runs on it.
         """
         folder = self._layer(layer)
-        record = folder.read()
-        if self._is_plain(record):
+        if self._is_plain(folder.read()):
             return folder.upper
         with self._locked(layer) as held:
+            record = folder.read()
             if self._count(held, folder) == 0:
                 self._mount(folder, record)
             held.count = self._count(held, folder) + 1
@@ -205,14 +205,15 @@ class LayerStore:
 
     def apply(self, layer: str, read: ReadChunk) -> int:
         """
-        Unpack the tar that *read* gives into *layer*, replacing what it held.
+        Unpack the tar that *read* gives into *layer*, replacing what it held,
+        also for who has it mounted.
 
         The stream is read to its end.  Returns the bytes of its regular
         files.  Raises ArchiveMalformed, IndexDamaged, StorageFull, TimedOut,
         Unavailable; the layer is then as it was, and no image is left of it.
         """
         folder = self._layer(layer)
-        with self._locked(layer), storage_full(folder.applying):
+        with self._locked(layer) as held, storage_full(folder.applying):
             record = folder.read()
             for left in (folder.applying, folder.replaced):
                 if left.exists():
@@ -240,6 +241,10 @@ class LayerStore:
                 self._undo_apply(folder, record, index)
                 raise
             remove_tree(folder.replaced)
+            if self._count(held, folder):
+                # The mount stands on what was just removed.
+                self._unmount(folder)
+                self._mount(folder, replace(record, index=index))
             if record.index is not None and record.index != index:
                 self._keepers.drop(record.index)
         return size
@@ -263,7 +268,7 @@ class LayerStore:
             with self._using(parent) as below:
                 return diffs.of_upper(self._layer(layer).upper, below)
         with self._using(layer) as tree, self._using(parent) as below:
-            return diffs.compare(below, tree)
+            return self._compare(parent, below, tree)
 
     def diff_size(self, layer: str, parent: str) -> int:
         """The bytes of the regular files in `changes`."""
@@ -271,7 +276,7 @@ class LayerStore:
         if self._upper_tells(record, parent):
             return diffs.size_of_tree(self._layer(layer).upper)
         with self._using(layer) as tree, self._using(parent) as below:
-            return diffs.size_of(diffs.compare(below, tree), tree)
+            return diffs.size_of(self._compare(parent, below, tree), tree)
 
     def metadata(self, layer: str) -> dict[str, str]:
         """What `docker inspect` shows as GraphDriver.Data; raises LayerNotFound."""
@@ -299,10 +304,14 @@ class LayerStore:
 
     @contextlib.contextmanager
     def _locked(self, layer: str) -> Iterator[_Held]:
-        with self._guard:
-            held = self._held[layer]
-        with held.lock:
-            yield held
+        while True:
+            with self._guard:
+                held = self._held[layer]
+            with held.lock:
+                # Who waited for a removal has the count of what is gone.
+                if self._held.get(layer) is held:
+                    yield held
+                    return
 
     @staticmethod
     def _count(held: _Held, folder: LayerFolder) -> int:
@@ -403,8 +412,17 @@ class LayerStore:
 
     def _compared_diff(self, layer: str, parent: str) -> Iterator[bytes]:
         with self._using(layer) as tree, self._using(parent) as below:
-            found = diffs.compare(below, tree)
+            found = self._compare(parent, below, tree)
             yield from tarout.stream(diffs.as_items(found, tree))
+
+    def _compare(self, parent: str, below: Path, tree: Path) -> list[diffs.Change]:
+        """The changes from the tree of *parent*, mounted on *below*, to the one on *tree*."""
+        found = diffs.compare(below, tree)
+        if parent and self._layer(parent).read().index is not None:
+            # Its index is seen in its own mount alone; no layer above takes it away.
+            names = [os.fsencode(name).rpartition(b"/")[2] for name in (INDEX_NAME, MANIFEST_NAME)]
+            found = diffs.without(found, b"/" + os.fsencode(FOLDER), names)
+        return found
 
     def _carry(self, folder: LayerFolder, record: Record) -> None:
         """

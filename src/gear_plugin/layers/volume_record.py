@@ -23,14 +23,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gear_plugin.durable import write_once
+from gear_plugin.durable import boot_id, write_once
 from gear_plugin.errors import VolumeNotFound
 
 VOLUMES = "volumes"
-HALF_MADE = ".tmp-"
 
 _VERSION = 1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +140,17 @@ class VolumeFolder:
 
     def users(self) -> frozenset[str]:
         """Those who mounted an image's volume since this boot and have not unmounted it."""
-        prefix = f"{_boot_id()}."
+        prefix = f"{boot_id()}."
         names = (path.name for path in self._users.iterdir())
         return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
     def add_user(self, user: str) -> None:
         """Note a user."""
-        (self._users / f"{_boot_id()}.{user}").touch()
+        (self._users / f"{boot_id()}.{user}").touch()
 
     def keep_users(self, users: Collection[str]) -> None:
         """Forget all users but these."""
-        kept = {f"{_boot_id()}.{user}" for user in users}
+        kept = {f"{boot_id()}.{user}" for user in users}
         for path in self._users.iterdir():
             if path.name not in kept:
                 path.unlink(missing_ok=True)
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

@@ -29,13 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gear_plugin.confined.removal import remove_tree
-from gear_plugin.durable import storage_full, sync_directory
+from gear_plugin.durable import TEMP_PREFIX, storage_full, sync_directory
 from gear_plugin.errors import MountFailed, VolumeExists, VolumeInUse, VolumeNotFound
 from gear_plugin.layers.held import becomes_free
 from gear_plugin.layers.keepers import ImageKeepers
 from gear_plugin.layers.volume_images import Showing, VolumeImages
 from gear_plugin.layers.volume_record import (
-    HALF_MADE,
     VOLUMES,
     Shown,
     VolumeFolder,
@@ -92,7 +91,7 @@ class VolumeStore:
         self._users_here: dict[str, frozenset[str]] = {}
         # Setuid programs in volumes are for containers, not for users of the host.
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in self._folder.glob(f"{HALF_MADE}*"):
+        for left in self._folder.glob(f"{TEMP_PREFIX}*"):
             self._take_away(VolumeFolder(left), wait_s=0)
         self._forget_lost_users()
 
@@ -114,7 +113,7 @@ class VolumeStore:
                     f"volume {name} exists already and shows something else; "
                     "remove it first, or choose another name"
                 )
-            made = VolumeFolder(Path(tempfile.mkdtemp(prefix=HALF_MADE, dir=self._folder)))
+            made = VolumeFolder(Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=self._folder)))
             try:
                 record = VolumeRecord(name, int(time.time()))
                 if showing is None:
@@ -144,7 +143,7 @@ class VolumeStore:
                 )
             if shown is not None:
                 self._make_free(folder, shown, self._release_s)
-            gone = VolumeFolder(self._folder / (HALF_MADE + secrets.token_hex(8)))
+            gone = VolumeFolder(self._folder / (TEMP_PREFIX + secrets.token_hex(8)))
             folder.path.rename(gone.path)
             sync_directory(self._folder)
             self._take_away(gone, wait_s=_REMOVAL_S)
@@ -201,7 +200,7 @@ class VolumeStore:
         points = {point for point, _ in mounts()}
         found = []
         for entry in sorted(self._folder.iterdir()):
-            if not entry.name.startswith(HALF_MADE):
+            if not entry.name.startswith(TEMP_PREFIX):
                 with contextlib.suppress(VolumeNotFound):
                     found.append(_volume(VolumeFolder(entry), VolumeFolder(entry).read(), points))
         return found

@@ -95,12 +95,14 @@ class Side:
         *words: str,
         label: str = "",
         input: str | None = None,  # noqa: A002
+        in_order: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run docker and note its status and all that it says."""
+        """Run docker and note its status and all that it says; not *in_order*: lines sorted."""
         done = self.engine.docker(*words, check=False, input=input)
+        said = self.plain(done.stdout)
         self.note(
             label or " ".join(self.plain(word)[0][:60] for word in ("docker", *words) if word),
-            [f"status {done.returncode}", *self.plain(done.stdout)]
+            [f"status {done.returncode}", *(said if in_order else sorted(said))]
             # The client's own log lines depend on which of its threads fails first.
             + [f"error: {line}" for line in self.plain(done.stderr) if line[:6] != 'time="'],
         )

@@ -116,7 +116,7 @@ def test_create_tells_containers_from_images(docker: FlaskClient, layers: Layers
     assert layers.calls == [("create", "a", "", False), ("create", "b", "a", True)]
 
 
-@pytest.mark.parametrize("body", ["", "[]", "null", "{", '"x"'])
+@pytest.mark.parametrize("body", ["", "[]", "null", "{", '"x"', "[" * 100_000])
 @pytest.mark.parametrize("name", ["Create", "Remove", "Get", "Put", "Init", "Diff", "DiffSize"])
 def test_an_empty_or_odd_body_is_refused(
     docker: FlaskClient, layers: Layers, name: str, body: str
@@ -162,8 +162,15 @@ def test_diff_streams_and_its_errors_are_not_a_tar(docker: FlaskClient) -> None:
     [
         '{"Home": "/tmp/h", "UIDMaps": [{"container_id": 0, "host_id": 1, "size": 9}]}',
         '{"Home": "/tmp/h", "Opts": ["gear.size=3"]}',
+        '{"Home": "/tmp/h", "Opts": 5}',
+        '{"Home": "/tmp/h", "Opts": "gear.size=3"}',
+        '{"Home": "/proc/h"}',
+        '{"Home": "/dev/null"}',
+        '{"Home": "/tmp/\\u0000"}',
+        '{"Home": "/tmp/\\ud800"}',
         "{}",
     ],
+    ids=lambda message: message[:40],
 )
 def test_init_refuses_what_it_cannot_do(docker: FlaskClient, message: str) -> None:
     """

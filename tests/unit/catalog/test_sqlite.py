@@ -138,6 +138,22 @@ def test_locked_for_too_long_times_out(path: Path) -> None:
     other.close()
 
 
+def test_a_reader_waits_for_no_writer(path: Path) -> None:
+    """
+    `gear images` answers while a push is recording, where the journal is a WAL.
+    """
+    catalog = SqliteCatalog(path)
+    catalog.put_image(RECORD, OBJECTS)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("DELETE FROM images")
+    reader = SqliteCatalog(path, timeout_s=0.1)
+    assert reader.list_images() == [RECORD]
+    other.execute("ROLLBACK")
+    for opened in (reader, catalog, other):
+        opened.close()
+
+
 def test_newer_format_is_refused(path: Path) -> None:
     """A catalog of a later Gear is not touched."""
     with sqlite3.connect(path) as db:

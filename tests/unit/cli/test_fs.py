@@ -219,6 +219,7 @@ def test_a_missing_object_is_an_error_and_reads_once_it_is_back(machine: Machine
         (("app-gear:1", "missing"), 2, "mkdir"),
         (("app-gear:1", "root"), 2, "not empty"),
         (("app-gear:1", "store/objects/../../file"), 2, "not a directory"),
+        (("app-gear:1", "n" * 256), 2, "File name too long"),
         (("app:1", "mnt"), 2, "not a Gear image's name"),
         (("other-gear:1", "mnt"), 3, "not built in"),
         (("no/t A:name", "mnt"), 2, "not an image name"),

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -280,6 +280,41 @@ def test_an_archive_needs_no_engine(gear: Gear) -> None:
     assert list(gear.engine.images) == ["app-gear:1"]
 
 
+def test_an_archive_is_never_replaced_by_what_is_made_of_it(gear: Gear) -> None:
+    """
+    By whatever name; a Gear image alone could not be built again.
+    """
+    archive, other = gear.folder / "saved.tar", gear.folder / "other.tar"
+    archive.write_bytes(gear.engine.images["app:1"])
+    other.symlink_to(archive)
+    gear("build", "--from", str(archive), "app:1", "-o", str(other), code=2)
+    assert "would replace" in gear.stderr
+    assert archive.read_bytes() == gear.engine.images["app:1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["build", "app:1"], "; without one, --from registry or an archive"),
+        (["build", "--from", "saved.tar", "--load", "app:1"], ""),
+        (["restore", "app-gear:1"], "; without one, --output FILE"),
+    ],
+)
+def test_who_has_no_engine_is_told_what_needs_none(
+    gear: Gear, monkeypatch: pytest.MonkeyPatch, words: list[str], hint: str
+) -> None:
+    """
+    Only where there is such a way.
+    """
+
+    def nobody(_config: Config) -> NoReturn:
+        raise EngineUnavailable("no Docker engine")
+
+    monkeypatch.setattr(wiring, "engine", nobody)
+    assert gear(*words, code=7) == ""
+    assert gear.stderr == f"gear: no Docker engine{hint}\n"
+
+
 def test_load_puts_the_result_into_the_engine_as_well(gear: Gear) -> None:
     """
     Wherever the image is from; and --output alone keeps an engine's image out of it.
@@ -306,6 +341,12 @@ def test_an_archive_on_stdout_is_all_that_is_there(
     gear(*words, str(gear.folder / "gear.tar"))
     assert done.stdout == (gear.folder / "gear.tar").read_bytes()
     assert b"app-gear:1: index " in done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*command, "-"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 7
+    assert done.stderr.endswith(
+        b"gear: no room to write the archive to stdout (No space left on device)\n"
+    )
 
 
 def test_an_archive_can_come_through_a_pipe(gear: Gear) -> None:

@@ -231,7 +231,8 @@ def test_restore_without_an_engine_does_nothing(
     """
     kill_engine(monkeypatch)
     assert built("restore", "app-gear:1", "--name", "back:1", code=7) == ""
-    assert built.stderr == "gear: no Docker engine answers at unix:///d: Connection refused\n"
+    reason = "no Docker engine answers at unix:///d: Connection refused"
+    assert built.stderr == f"gear: {reason}; without one, --output FILE\n"
 
 
 def test_restore_falls_back_on_the_store(built: Gear) -> None:

@@ -125,6 +125,15 @@ def test_an_interrupt_is_130(run: Runner, capfd: pytest.CaptureFixture[str]) -> 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_an_interrupt_while_it_starts_has_no_traceback(tmp_path: Path) -> None:
+    """
+    The imports take up to a second, which is when one notices a typing error.
+    """
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = gear("help", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_output_that_nobody_reads_is_no_bug() -> None:
     """
     `gear ... | head` ends quietly.
@@ -135,6 +144,18 @@ def test_output_that_nobody_reads_is_no_bug() -> None:
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [["help"], ["completion", "fish"], ["--version"]])
+def test_output_that_finds_no_room_is_one_line(words: list[str]) -> None:
+    """
+    `gear ... > file` on a full disk, whether it shows at the first byte or at the last.
+    """
+    command = [sys.executable, "-m", "gear_plugin", *words]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    line = b"gear: cannot write the result: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (7, line)
 
 
 def test_a_flag_beats_the_environment(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +214,32 @@ def test_wrong_words_are_2(words: list[str]) -> None:
     As everything else that is wrong with the caller's words.
     """
     assert gear(*words).returncode == 2
+
+
+def test_the_storage_driver_needs_root(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Said at once, before anything is made.
+    """
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["gear", "graphdriver"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capfd.readouterr().err == "gear: the storage driver needs root; run it with sudo\n"
+
+
+def test_a_client_that_cannot_have_its_folder_says_so(tmp_path: Path) -> None:
+    """
+    It may not be made: another user's, or below a file.
+    """
+    (tmp_path / "file").touch()
+    ended = gear("--root", f"{tmp_path}/file/root", "client", GEAR_RUN=f"{tmp_path}/run")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"gear: cannot make {tmp_path}/file/root")
+    assert ended.stderr.endswith("(Not a directory); run it as root, or set root and run\n")
+    ended = gear("--root", f"{tmp_path}/root", "client", GEAR_RUN=f"{tmp_path}/file/run")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
 
 
 def test_help_and_version() -> None:

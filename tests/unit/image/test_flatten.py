@@ -53,6 +53,16 @@ WHITEOUTS: dict[str, tuple[list[list[Member]], dict[bytes, str]]] = {
         [[member(b".wh..wh.plnk", DIR), member(b".wh..wh.plnk/1.2"), member(b".wh..wh.aufs")]],
         {},
     ),
+    "hard links lead to AUFS's own files": (
+        [
+            [
+                member(b".wh..wh.plnk/1.2"),
+                member(b"a", Kind.HARDLINK, link=b".wh..wh.plnk/1.2"),
+                member(b"d/b", Kind.HARDLINK, link=b".wh..wh.plnk/1.2"),
+            ]
+        ],
+        {b"a": "FILE", b"d": "DIR", b"d/b": "FILE"},
+    ),
     "a 0:0 device is overlayfs's whiteout": (
         [[member(b"a"), member(b"b")], [member(b"a", Kind.CHAR), member(b"c", Kind.CHAR)]],
         {b"b": "FILE"},

@@ -215,13 +215,11 @@ def test_what_fails_for_a_moment_is_tried_again(registry: Registry, server: Fake
 
 def test_a_registry_that_is_down_says_so(registry: Registry) -> None:
     """
-    After a few attempts, with its address.
+    After a few attempts, with its address and the system's words.
     """
-    with pytest.raises(
-        SourceUnavailable, match=r"no registry answers at 127\.0\.0\.1:9: "
-    ) as raised:
+    with pytest.raises(SourceUnavailable) as raised:
         registry.manifest(Reference.parse("127.0.0.1:9/app:1"))
-    assert "refused" in str(raised.value)
+    assert str(raised.value) == "no registry answers at 127.0.0.1:9: Connection refused"
 
 
 def test_a_host_without_address_says_so(registry: Registry) -> None:

@@ -142,7 +142,7 @@ BAD_ZSTD = b"\x28\xb5\x2f\xfd" + b"rubbish" * 9
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "ends too soon"),
+        (b"", "is empty"),
         (b"no tar at all" * 100, "not a number"),
         (tar(*GOOD), "names manifest.json, which it does not hold"),
         (tar(*GOOD, listing([])), "lists no images"),
@@ -505,6 +505,24 @@ def test_a_folder_or_file_that_is_no_image_says_so(tmp_path: Path) -> None:
         opened(tmp_path / "empty", tmp_path, wish())
     with pytest.raises(BadInput, match=r"cannot read .*: No such file"):
         opened(tmp_path / "nothing", tmp_path, wish())
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", r"\A{} is empty"),
+        (b"no tar at all\n" * 99, r"\A{} is no image archive, or damaged: "),
+        (saves.saved_by_20("x:1", [LOWER])[:-20_000], r"\A{} is no image archive, or damaged: "),
+    ],
+    ids=["empty", "text", "cut short"],
+)
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+    """
+    What `docker save` writes when it fails, a file of another kind, half an archive.
+    """
+    spool, _ = write(tmp_path, data)
+    with pytest.raises(ArchiveMalformed, match=words.format(wish().place)):
+        opened(spool, tmp_path, wish())
 
 
 def test_equal_layers_are_unpacked_once(tmp_path: Path) -> None:

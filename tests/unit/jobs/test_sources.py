@@ -194,7 +194,7 @@ def _closed_pipe() -> Any:
         (lambda folder: folder, "it is a folder"),
         (lambda folder: folder / "none" / "x.tar", "its folder does not exist"),
         (lambda folder: folder / ("n" * 300), "File name too long"),
-        (lambda folder: _closed_pipe(), "cannot write -: Broken pipe"),
+        (lambda folder: _closed_pipe(), "cannot write the archive to stdout: Broken pipe"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_bad_input(

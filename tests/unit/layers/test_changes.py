@@ -14,7 +14,10 @@ import pytest
 
 from gear_plugin.layers import Change, ChangeKind, LayerStore
 from gear_plugin.layers import changes as diffs
+from gear_plugin.rootfs import Way
 
+from .image_node import ImageNode
+from .layer_damage import whole
 from .tars import reading, tar
 
 pytestmark = pytest.mark.root
@@ -294,3 +297,45 @@ def _work(tree: Path, chance: random.Random, steps: int) -> None:
             chance.choice(actions)(place())
         except OSError:
             continue
+
+
+def test_the_time_of_a_block_device_or_socket_is_no_change(store: LayerStore) -> None:
+    """
+    moby takes both for directories here, as their type has the bit of S_IFDIR.
+    """
+    device = {"mode": 0o640, "devmajor": 1, "devminor": 3, "mtime": 5}
+    base_of(
+        store, {"name": "block", "type": b"4", **device}, {"name": "char", "type": b"3", **device}
+    )
+    top = store.get("top")
+    for name in ("block", "char"):
+        os.utime(top / name, (7, 7))
+    assert shown(store) == [("M", "/char")]
+    (top / "block").chmod(0o600)
+    assert shown(store) == [("M", "/block"), ("M", "/char")]
+
+
+@pytest.mark.parametrize("way", [Way.DIRECT, Way.NESTED])
+def test_nothing_takes_the_index_out_of_a_gear_image(tmp_path: Path, way: Way) -> None:
+    """
+    `docker build --squash` compares the whole with the image, whose own mount shows `.gear`.
+    """
+    node = ImageNode(tmp_path, way)
+    try:
+        layers = node.layers
+        layers.create("base", "", writable=False)
+        layers.apply("base", reading(whole(node.erofs, node.manifest)))
+        layers.create("middle", "base", writable=False)
+        layers.apply("middle", reading(tar({"name": "new", "data": b"x"})))
+        layers.create("top", "middle", writable=True)
+        (layers.get("top") / "srv/note").unlink()
+        changes = shown(layers, "top", "base")
+        assert changes == [("A", "/new"), ("M", "/srv"), ("D", "/srv/note")]
+        assert [member.name for member in members(layers, "top", "base")] == [
+            *("new", "srv", "srv/.wh.note"),
+        ]
+        (layers.get("top") / ".gear").mkdir()
+        (layers.get("top") / ".gear/mine").write_bytes(b"m")
+        assert ("A", "/.gear/mine") in shown(layers, "top", "base")
+    finally:
+        node.close()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from gear_plugin.confined.removal import remove_tree
 from gear_plugin.errors import (
     ArchiveMalformed,
     BadName,
@@ -17,6 +20,7 @@ from gear_plugin.errors import (
     Unsupported,
 )
 from gear_plugin.layers import Change, ChangeKind, LayerStore
+from gear_plugin.layers.repair import half_made
 from gear_plugin.rootfs import is_mount
 
 from .conftest import make_store
@@ -264,6 +268,23 @@ def test_the_stream_is_read_to_its_end_even_after_a_failure(store: LayerStore) -
     assert left == [b""]
 
 
+def test_who_has_the_layer_mounted_sees_what_is_applied(store: LayerStore, top: str) -> None:
+    """
+    And what is written there afterwards is in the layer; it stays held as often.
+    """
+    tree = store.get(top)
+    store.get(top)
+    (tree / "before").touch()
+    store.apply(top, reading(tar({"name": "new", "data": b"new"})))
+    assert sorted(os.listdir(tree)) == ["etc", "new", "old"]
+    (tree / "after").touch()
+    assert names(tar_of(store, top, "base")) == ["after", "new"]
+    store.put(top)
+    assert is_mount(tree)
+    store.put(top)
+    assert not is_mount(tree)
+
+
 def test_times_before_1970_become_1970(store: LayerStore, root: Path) -> None:
     """
     As docker's own drivers do it, so that a file is the same on both; links keep theirs.
@@ -291,6 +312,17 @@ def test_create_refuses_what_exists_and_what_stands_on_nothing(
         store.create("../new", "", writable=False)
 
 
+def test_a_refused_create_leaves_the_parent_writable(
+    store: LayerStore, base: str, top: str
+) -> None:
+    """
+    As nothing came to stand on it.
+    """
+    with pytest.raises(LayerExists):
+        store.create(base, top, writable=False)
+    (store.get(top) / "new").touch()
+
+
 def test_remove_takes_a_mounted_layer_and_an_unknown_one(
     store: LayerStore, top: str, root: Path
 ) -> None:
@@ -305,6 +337,43 @@ def test_remove_takes_a_mounted_layer_and_an_unknown_one(
     assert not store.exists(top)
     with pytest.raises(LayerNotFound):
         store.get(top)
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_get_that_waited_for_a_removal_finds_nothing_of_it(
+    store: LayerStore, base: str, top: str, made_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Neither its count nor its mount; a layer made anew under that name is mounted.
+    """
+    store.get(top)
+    waiting = threading.Event()
+    found: list[object] = []
+
+    def get() -> None:
+        waiting.set()
+        try:
+            found.append(is_mount(store.get(top)))
+        except LayerNotFound:
+            found.append(None)
+
+    def half_made_late(folder: Path) -> Path:
+        thread.start()
+        assert waiting.wait(10)
+        time.sleep(0.2)
+        return half_made(folder)
+
+    def remove(path: Path) -> None:
+        remove_tree(path)
+        if made_anew:
+            store.create(top, base, writable=True)
+
+    thread = threading.Thread(target=get)
+    monkeypatch.setattr("gear_plugin.layers.store.half_made", half_made_late)
+    monkeypatch.setattr("gear_plugin.layers.store.remove_tree", remove)
+    store.remove(top)
+    thread.join(10)
+    assert found == [True if made_anew else None]
 
 
 def test_a_layer_with_children_is_mounted_read_only(store: LayerStore, top: str) -> None:

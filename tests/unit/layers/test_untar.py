@@ -119,6 +119,28 @@ def test_whiteouts_of_the_lowest_layer_are_nothing(store: LayerStore, root: Path
     assert os.listdir(layer) == ["f"]
 
 
+def test_hard_links_may_lead_to_files_of_aufs(store: LayerStore, root: Path) -> None:
+    """
+    Those in `.wh..wh.plnk`, and nowhere else; they are not in the layer themselves.
+    """
+    link: dict[str, Any] = {"type": b"1", "linkname": ".wh..wh.plnk/1.2"}
+    layer = unpacked(
+        store,
+        root,
+        {"name": ".", **DIR, "mtime": 1_000},
+        {"name": ".wh..wh.plnk", **DIR},
+        {"name": ".wh..wh.plnk/1.2", "data": b"shared"},
+        {"name": ".wh..wh.plnk/3.4", "data": b"not used"},
+        {"name": "a", **link},
+        {"name": "d/b", **link},
+    )
+    assert sorted(os.listdir(layer)) == ["a", "d"]
+    assert (layer / "a").read_bytes() == b"shared"
+    assert (layer / "a").samefile(layer / "d/b")
+    assert (layer / "a").stat().st_nlink == 2
+    assert layer.stat().st_mtime == 1_000
+
+
 def test_a_later_file_keeps_its_own_time(store: LayerStore, root: Path) -> None:
     """
     Directory times are set last, but not on what has taken a directory's place.

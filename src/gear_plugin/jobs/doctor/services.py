@@ -94,7 +94,12 @@ def check_client(node: NodePlace, engine_runs_gear: bool) -> Iterator[Finding]:
     """The node's client and FUSE daemon."""
     check = f"client of {node.name}"
     socket = node.run / "client.sock" if node.run else None
-    if socket is None or not socket.exists():
+    try:
+        is_there = socket is not None and socket.exists()
+    except PermissionError as error:
+        yield skip(check, f"cannot look: {error.strerror}", "run it as root")
+        return
+    if socket is None or not is_there:
         if engine_runs_gear:
             yield fix(check, "is not running", "see dockerd's log; gear graphdriver starts it")
         else:

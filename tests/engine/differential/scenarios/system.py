@@ -42,6 +42,7 @@ def usage(side: Side) -> None:
 
 def pruned(side: Side) -> None:
     """`docker system prune`: stopped containers, images without a name, unused volumes."""
+    side.do("builder", "prune", "-a", "-f")  # what other scenarios built
     side.do("create", "--name", "d-stopped", BASE)
     side.started("d-running", "-v", "d-used:/vol")
     for number in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import importlib
 import json
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -441,6 +442,21 @@ def client(run: Path, answer: dict[str, Any]) -> Iterator[None]:
         yield
         thread.join()
     (run / "client.sock").unlink()
+
+
+def test_a_client_that_only_root_may_look_at_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The folder of its socket is root's alone, where `gear fs` has made it.
+    """
+
+    def refused(_path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    found = only(check_client(NodePlace("this machine", tmp_path, tmp_path / "run"), False))
+    assert (found.status, found.remedy) == (SKIP, "run it as root")
 
 
 STATUS = {"ok": True, "cached": {"objects": 3, "size_bytes": 2_500_000}}
