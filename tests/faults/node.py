@@ -217,7 +217,7 @@ class Node:
             except (
                 ConnectionError,
                 http.client.IncompleteRead,
-            ):  # the latter: killed in its answer
+            ):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
