@@ -110,20 +110,12 @@ def test_failed_put_changes_nothing(path: Path) -> None:
 
 def test_wal_only_where_memory_is_shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a share the journal is a rollback journal, also for a file that was WAL before."""
-    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _path: "ext4")
+    monkeypatch.setattr(sqlite_file, "is_local", lambda _folder: True)
     SqliteCatalog(path).close()
     assert journal_mode(path) == "wal"
-    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _path: "nfs4")
+    monkeypatch.setattr(sqlite_file, "is_local", lambda _folder: False)
     SqliteCatalog(path).close()
     assert journal_mode(path) == "delete"
-
-
-def test_filesystem_is_found(tmp_path: Path) -> None:
-    """The type as the kernel names it."""
-    found = subprocess.run(
-        ["findmnt", "-no", "FSTYPE", "-T", str(tmp_path)], capture_output=True, text=True
-    )
-    assert sqlite_file._filesystem(tmp_path / "x") == found.stdout.strip()
 
 
 def test_locked_for_too_long_times_out(path: Path) -> None:
