@@ -40,6 +40,7 @@ PACKAGES = (
     *("python3", "libfuse2", "ca-certificates", "kmod", "iproute2", "mount", "procps"),
     *("nfs-kernel-server", "docker-registry"),
 )
+_NOT_NEEDED = ("mypy*", "ruff*", "grimp*", "pip*", "setuptools*", "*_editable_*")
 ROOT_SIZE = "2G"
 
 
@@ -69,12 +70,13 @@ def kernel(name: str) -> Kernel:
 def _make_kernel(suite: str, target: Path) -> None:
     scratch = target / "scratch"
     scratch.mkdir()
-    package = _download(suite, scratch)
     tree = scratch / "tree"
-    _run("dpkg-deb", "-x", str(package), str(tree))
-    (image,) = (tree / "boot").glob("vmlinuz-*")
-    version = image.name.removeprefix("vmlinuz-")
-    (found,) = [path for path in tree.glob("**/modules/*") if path.name == version]
+    for package in _download(suite, scratch):
+        _run("dpkg-deb", "-x", str(package), str(tree))
+    # In /boot, or since 7.1 beside its modules.
+    (image,) = tree.glob("**/vmlinuz*")
+    (found,) = [path.parent for path in tree.glob("**/modules/*/kernel")]
+    version = found.name
     image.rename(target / "vmlinuz")
     _run("depmod", "-b", str(_depmod_base(found, scratch / "all")), version)
     _copy_modules(scratch / "all/lib/modules" / version, target / "modules/lib/modules" / version)
@@ -83,8 +85,8 @@ def _make_kernel(suite: str, target: Path) -> None:
     shutil.rmtree(scratch)
 
 
-def _download(suite: str, folder: Path) -> Path:
-    """The package of the suite's kernel."""
+def _download(suite: str, folder: Path) -> list[Path]:
+    """The packages that the suite's kernel is in."""
     root = folder / "apt"
     for name in ("etc/apt/preferences.d", "etc/apt/sources.list.d", "var/cache/apt"):
         (root / name).mkdir(parents=True)
@@ -96,12 +98,20 @@ def _download(suite: str, folder: Path) -> Path:
     options = ["-q", "-o", f"Dir={root}", "-o", f"Dir::State::status={status}"]
     options += ["-o", "APT::Sandbox::User=root", "-o", "APT::Architecture=amd64"]
     _run("apt-get", *options, "update")
-    told = _run("apt-cache", *options, "depends", KERNEL_PACKAGE)
-    words = [line.split() for line in told.splitlines()]
-    names = [row[1] for row in words if row[:1] == ["Depends:"] and "linux-image" in row[1]]
-    _run("apt-get", *options, "download", names[0], cwd=folder)
-    (package,) = folder.glob("*.deb")
-    return package
+    image = next(
+        name for name in _depends(options, KERNEL_PACKAGE) if name.startswith("linux-image-")
+    )
+    # Since 7.1 that one is empty, and others with the same version have its parts.
+    version = image.removeprefix("linux-image-")
+    names = [image, *(name for name in _depends(options, image) if name.endswith(version))]
+    _run("apt-get", *options, "download", *names, cwd=folder)
+    return list(folder.glob("*.deb"))
+
+
+def _depends(options: list[str], package: str) -> list[str]:
+    rows = _run("apt-cache", *options, "depends", package).splitlines()
+    words = [row.replace("|", " ").split() for row in rows]
+    return [row[1] for row in words if row[:1] == ["Depends:"]]
 
 
 def _depmod_base(modules: Path, base: Path) -> Path:
@@ -116,14 +126,15 @@ def _copy_modules(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for path in source.glob("modules.builtin*"):
         shutil.copy(path, target)
-    shutil.copy(source / "modules.order", target)
-    for path in _needed(source):
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        if path.endswith(".xz"):
-            data = lzma.decompress((source / path).read_bytes())
-            (target / path.removesuffix(".xz")).write_bytes(data)
+    if (source / "modules.order").exists():
+        shutil.copy(source / "modules.order", target)
+    for name in _needed(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".xz"):
+            data = lzma.decompress((source / name).read_bytes())
+            (target / name.removesuffix(".xz")).write_bytes(data)
         else:
-            shutil.copy(source / path, target / path)
+            shutil.copy(source / name, target / name)
 
 
 def _needed(source: Path) -> Iterator[str]:
@@ -144,7 +155,7 @@ def root_image() -> Path:
     """An ext4 image of a Debian with Python and this environment's packages in /opt/gear."""
     packages = Path(sysconfig.get_path("purelib"))
     told = sorted(path.name for path in packages.glob("*.dist-info"))
-    name = f"root-{sources.digest(PACKAGES, told, sources.SUITE)}.ext4"
+    name = f"root-{sources.digest(PACKAGES, told, sources.SUITE, _NOT_NEEDED)}.ext4"
 
     target = BUILD / name
     with sources.locked("vm-root"):
@@ -162,16 +173,16 @@ def root_image() -> Path:
 def _make_root(packages: Path, tree: Path, image: Path) -> None:
     tree.mkdir(parents=True)
     _run("tar", "-xpf", str(sources.bootstrap(PACKAGES)), "-C", str(tree), "--numeric-owner")
-    shutil.copytree(packages, tree / "opt/gear", symlinks=True)
-    # So that a module is not compiled again in each machine.
-    _run("chroot", str(tree), "python3", "-m", "compileall", "-q", "/opt/gear", check=False)
+    # With their compiled modules, which go by the sources' times.
+    ignored = shutil.ignore_patterns(*_NOT_NEEDED)
+    shutil.copytree(packages, tree / "opt/gear", symlinks=True, ignore=ignored)
     image.unlink(missing_ok=True)
     _run("mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image), ROOT_SIZE)
     shutil.rmtree(tree)
 
 
-def _run(*words: str, cwd: Path | None = None, check: bool = True) -> str:
+def _run(*words: str, cwd: Path | None = None) -> str:
     done = subprocess.run(words, capture_output=True, text=True, cwd=cwd)
     said = f"{' '.join(words)}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
-    assert done.returncode == 0 or not check, said
+    assert done.returncode == 0, said
     return done.stdout

@@ -13,7 +13,7 @@ from tests.vm import debian, machine
 
 pytestmark = pytest.mark.vm
 
-_PYTEST = "python3 -m pytest -q -p no:cacheprovider --timeout 300 -x"
+_PYTEST = "python3 -m pytest -q -p no:cacheprovider -s --color=no --timeout 300 -x"
 
 
 def passes(kernel: str, words: str, *, timeout_s: float) -> None:

@@ -28,18 +28,10 @@ class Mounted:
     """Of the filesystem; a flag's value is empty."""
 
 
-def mounted_at(target: Path, table: Path = _TABLE) -> Mounted | None:
-    """
-    What is on *target*, the topmost if there are several; None: nothing.
-
-    *target*'s parent may be a link; *target* itself is compared by its name.
-    """
-    found = None
-    for line in table.read_text(errors="surrogateescape").splitlines():
-        mounted = _parse(line)
-        if mounted.point == target:
-            found = mounted
-    return found
+def mounts_at(target: Path, table: Path = _TABLE) -> list[Mounted]:
+    """What is mounted exactly on *target*, the topmost last."""
+    lines = table.read_text(errors="surrogateescape").splitlines()
+    return [mounted for mounted in map(_parse, lines) if mounted.point == target]
 
 
 def _parse(line: str) -> Mounted:

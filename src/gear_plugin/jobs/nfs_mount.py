@@ -45,7 +45,7 @@ from pathlib import Path
 from gear_plugin.content.nfs_address import DEFAULT_PORT, NfsAddress
 from gear_plugin.errors import Conflict, MountFailed, SourceUnavailable, TimedOut
 from gear_plugin.jobs.given_up import Commands, Ended
-from gear_plugin.jobs.mount_table import Mounted, mounted_at
+from gear_plugin.jobs.mount_table import Mounted, mounts_at
 
 OPTIONS = "softerr,timeo=100,retrans=2,lookupcache=pos,nosuid,nodev,noexec"
 VERSIONS = ("4.2", "4.1", "4.0")
@@ -67,7 +67,7 @@ class System:
     mount: Sequence[str] = ("mount",)
     unmount: Sequence[str] = ("umount",)
     resolve: Sequence[str] = ("getent", "ahosts")
-    mounted_at: Callable[[Path], Mounted | None] = mounted_at
+    mounts_at: Callable[[Path], list[Mounted]] = mounts_at
     commands: Commands = field(default_factory=lambda: _commands)
 
 
@@ -150,7 +150,7 @@ class _Attempt:
 
     def on_target(self) -> Mounted | None:
         """The NFS mount that is there; raises Conflict for anything else."""
-        found = self._system.mounted_at(self._target)
+        found = next(iter(self._system.mounts_at(self._target)[::-1]), None)
         if found is not None and found.kind not in _KINDS:
             raise Conflict(
                 f"{self._target} holds {found.kind} from {found.source}; unmount it,"
@@ -173,10 +173,23 @@ class _Attempt:
         return (found.source, port) == (self._address.source, self._address.port) and may_write
 
     def detach(self) -> None:
-        """`umount -l`: the names are gone at once, even if the server is."""
-        ended = self._run("unmounting", [*self._system.unmount, "-i", "-l", str(self._target)])
-        if ended.status != 0 and self.on_target() is not None:
-            raise MountFailed(f"cannot unmount {self._target}: {ended.said}")
+        """
+        `umount -l`: the names are gone at once, even if the server is; the
+        process may then wait for the server until the options' limit.
+        """
+        before = self._count()
+        command = [*self._system.unmount, "-i", "-l", str(self._target)]
+        try:
+            is_gone = self._system.commands.run_until(
+                lambda: self._count() < before, f"unmount {self._target}", command, self._deadline_s
+            )
+        except OSError as error:
+            raise MountFailed(f"cannot run {command[0]}: {error.strerror}") from error
+        if not is_gone:
+            raise MountFailed(f"cannot unmount {self._target}; try `umount -l` as root")
+
+    def _count(self) -> int:
+        return len(self._system.mounts_at(self._target))
 
     def mount(self) -> None:
         """Try the server's addresses and the protocol's versions."""
@@ -221,20 +234,19 @@ class _Attempt:
         )
 
     def _run(self, doing: str, command: Sequence[str]) -> Ended:
-        key = str(self._target)
         try:
-            return self._system.commands.run(key, command, self._deadline_s)
+            return self._system.commands.run(f"{doing} {self._target}", command, self._deadline_s)
         except TimedOut as error:
-            what = f"store {self._address}" if self._address else key
             raise TimedOut(
-                f"{what}: {doing} took more than {self._timeout_s:g} s;"
-                f" is its server up and reachable? ({error})"
+                f"store {self._address}: {doing} takes more than {self._timeout_s:g} s ({error});"
+                " is its server up and reachable?"
             ) from error
         except OSError as error:
             raise MountFailed(f"cannot run {command[0]}: {error.strerror}") from error
 
     def _failure(self, ended: Ended | None) -> MountFailed | SourceUnavailable:
         said = ended.said if ended and ended.said else "mount(8) did nothing and said nothing"
+        said = said.partition("; dmesg(1)")[0].removesuffix(".")
         what = f"store {self._address}: {said}"
         if _UNREACHABLE.search(said):
             return SourceUnavailable(f"{what}; is its server up and reachable?")

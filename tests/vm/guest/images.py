@@ -29,8 +29,9 @@ def odd_tree(scratch: Path) -> Path:
     tree.mkdir()
     odd_files.ODD = os.fsencode(source) + b"/odd/"
     odd_files.MANY, odd_files.DEPTH, odd_files.LINKS = 300, 60, 50
-    for part in ("names", "modes", "links", "symlinks", "contents", "large", "folders"):
+    for part in ("names", "modes", "links", "symlinks", "contents", "folders"):
         getattr(odd_files, part)()
+    odd_files.write(odd_files.ODD + b"large", odd_files.noise(odd_files.LARGE))
     os.mknod(source / "odd/device", 0o600 | 0o020000, os.makedev(1, 3))
     os.mkfifo(source / "odd/fifo", 0o640)
     subprocess.run(

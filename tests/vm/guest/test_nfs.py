@@ -18,7 +18,7 @@ from gear_plugin.content import DirectoryStore
 from gear_plugin.content.nfs_address import NfsAddress
 from gear_plugin.digest import Digest
 from gear_plugin.errors import Conflict, GearError, MountFailed, SourceUnavailable, TimedOut
-from gear_plugin.jobs.mount_table import mounted_at
+from gear_plugin.jobs.mount_table import Mounted, mounts_at
 from gear_plugin.jobs.nfs_keeper import NfsKeeper
 from gear_plugin.jobs.nfs_mount import ensure_mounted, unmount
 from gear_plugin.names import ImageId
@@ -81,6 +81,12 @@ def target(tmp_path: Path) -> Iterator[Path]:
     for point, _ in list(mounts())[::-1]:
         if tmp_path in point.parents:
             unmount_any(point, lazy=True)
+
+
+def mounted_at(target: Path) -> Mounted | None:
+    found = mounts_at(target)
+    assert len(found) < 2
+    return found[0] if found else None
 
 
 def put(folder: Path, content: bytes) -> Digest:
@@ -189,9 +195,11 @@ def test_mounting_never_waits_longer_than_it_may(
     fail, mend = FAILURES[failure]
     fail(server)
     try:
-        with Timer(f"mounting, server {failure}") as timer:
-            with pytest.raises((TimedOut, SourceUnavailable)) as caught:
-                ensure_mounted(STORE, target, 6.0)
+        with (
+            Timer(f"mounting, server {failure}") as timer,
+            pytest.raises((TimedOut, SourceUnavailable)) as caught,
+        ):
+            ensure_mounted(STORE, target, 6.0)
         print(f"\n  {caught.value}")
         assert timer.s < 6.0 + SLACK_S
         keeper = NfsKeeper(lambda: ensure_mounted(STORE, target, 6.0))
@@ -216,7 +224,7 @@ def test_a_dead_mount_is_taken_away_at_once(server: NfsServer, target: Path, fai
     try:
         with Timer(f"unmounting, server {failure}") as timer:
             unmount(target, LIMIT_S)
-        assert timer.s < SLACK_S + LIMIT_S
+        assert timer.s < SLACK_S
         assert mounted_at(target) is None
     finally:
         mend(server)
@@ -301,7 +309,7 @@ def test_a_container_lives_through_a_store_that_fails(
                 assert (second / "f0").read_bytes() == files["f0"]
                 assert sorted(path.name for path in second.iterdir()) == sorted(files)
             assert timer.s < SLACK_S + 4
-            with Timer("24 missing objects, one after the other") as timer:
+            with Timer("6 missing objects, one after the other") as timer:
                 assert {fails(tree / f"f{number}") for number in range(2, 8)} == {errno.EIO}
             assert timer.s < 6 * (FETCH_S + SLACK_S)
         finally:
