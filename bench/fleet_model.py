@@ -200,21 +200,20 @@ class Spread:
 
 def spread(members: Members, things: Sequence[Thing]) -> Spread:
     """
-    Every object is asked of whom its route names first, by all but its homes.
-
-    One node that is no home stands for all of them: with the same members,
-    all have the same route.
+    Every object is asked of whom its route names first, by all but its homes:
+    one half of them begin with the first home, the other with the second.
     """
     live = members.live()
     requests = dict.fromkeys((node.node for node in live), 0)
     sent = dict(requests)
     for thing in things:
         ways = (route(thing.digest, members, node.node) for node in live[: HOMES + 1])
-        first = next((way[0].node for way in ways if way), None)
-        if first is not None:
-            askers = len(live) - HOMES
-            requests[first] += askers
-            sent[first] += askers * thing.size_bytes
+        homes = sorted(next((way for way in ways if way), ()))
+        askers = len(live) - HOMES
+        for number, home in enumerate(homes):
+            share = (askers + number) // len(homes)
+            requests[home.node] += share
+            sent[home.node] += share * thing.size_bytes
     return Spread(
         _peak(list(requests.values())), _peak(list(sent.values())), float(max(sent.values()))
     )

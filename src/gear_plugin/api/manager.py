@@ -156,10 +156,13 @@ class _Calls:
 
     def put(self, oid: str, cid: str) -> Response:
         name, digest = Digest.from_hex(oid).hex, Digest.parse(cid)
-        with self._uploads.place(), self._content(digest) as path:
-            is_new = self._manager.relay.put(digest, path)
+
+        def give_name() -> None:
             with self._catalog_gate.place():
                 self._manager.catalog.name_object(name, digest)
+
+        with self._uploads.place(), self._content(digest) as path:
+            is_new = self._manager.relay.put(digest, path, give_name)
         return reply({"cid": str(digest), "is_new": is_new})
 
     def get(self, name: str) -> Response:

@@ -129,10 +129,10 @@ def _membership(config: Config) -> Membership:
     from gear_plugin.cli.membership import membership
 
     def mount(address: str, target: Path, timeout_s: float) -> None:
-        from gear_plugin.content.nfs_address import (  # type: ignore[import-not-found,unused-ignore]
+        from gear_plugin.content.nfs_address import (
             NfsAddress,
         )
-        from gear_plugin.jobs.nfs_mount import (  # type: ignore[import-not-found,unused-ignore]
+        from gear_plugin.jobs.nfs_mount import (
             ensure_mounted,
         )
 

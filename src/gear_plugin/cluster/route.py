@@ -20,16 +20,22 @@ def route(
     digest: Digest, members: Members, me: str, aside: Container[str] = frozenset()
 ) -> list[Member]:
     """
-    The object's live homes in their order, for the node with the id *me*.
+    The object's live homes in the order in which the node with the id *me* asks them.
 
-    Empty if *me* is one of them: it gets the object from the store itself.
+    One half of all nodes begins with the first home, the other with the second:
+    what all want at once leaves by two links.  Empty if *me* is one of them: it
+    gets the object from the store itself.
+
     Nodes in *aside* (ids), which *me* could not reach or does not trust, are
     passed over and the next in line are homes instead.  When all of a route fail,
     ask for another, with them in *aside*, before the store: otherwise an object
     whose homes died together is read there by every node, until the news comes.
     """
     homes = _homes(digest, members, aside)
-    return [] if any(home.node == me for home in homes) else homes
+    if any(home.node == me for home in homes):
+        return []
+    turn = (int(me, 16) ^ digest.raw[-1]) % max(len(homes), 1)
+    return homes[turn:] + homes[:turn]
 
 
 def _homes(digest: Digest, members: Members, aside: Container[str]) -> list[Member]:

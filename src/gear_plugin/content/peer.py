@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from urllib3.response import BaseHTTPResponse
 
-from gear_plugin.cluster import HOMES, Member, Members, homes
+from gear_plugin.cluster import Member, Members, route
 from gear_plugin.content.aside import Aside
 from gear_plugin.content.base import Group, Record
 from gear_plugin.content.calls import Body, Calls, failure, release
@@ -54,7 +54,6 @@ MISSING = (1 << 64) - 1
 
 # What a node may answer about one object without being to blame itself.
 _NO_FAULT = (NotFound, Damaged, SourceUnavailable, TimedOut, StorageFull, StorageUnavailable)
-_KNOWN_HOMES = 50_000
 
 
 class ManagerSource:
@@ -104,10 +103,6 @@ class HomesSource:
         self._hedge_s = hedge_s
         self._limit = limit or RateLimit(0)
         self._aside = aside or Aside()
-        self._lock = threading.Lock()  # guards the three below
-        self._seen: Members | None = None
-        self._live: tuple[Member, ...] = ()
-        self._homes: dict[Digest, list[Member]] = {}
 
     def asks(self, digest: Digest) -> bool:
         """Whether there is a node now that `read` would ask."""
@@ -161,27 +156,7 @@ class HomesSource:
 
     def _candidates(self, digest: Digest) -> list[Member]:
         """Whom to ask for the object now, in this order."""
-        members = self._members()
-        with self._lock:
-            if members is not self._seen:
-                self._seen, self._live, self._homes = members, members.live(), {}
-            live, known = self._live, self._homes
-        found = known.get(digest)
-        if found is None:
-            found = homes(digest, live)
-            if len(known) < _KNOWN_HOMES:
-                known[digest] = found
-        count = HOMES
-        while True:
-            usable = [member for member in found if member.node not in self._aside]
-            if len(usable) >= HOMES or len(found) < count:
-                break
-            # The next in line stand in for those that are set aside.
-            count *= 2
-            found = homes(digest, live, count)
-        if any(member.node == self._node for member in usable[:HOMES]):
-            return []
-        return usable[:HOMES]
+        return route(digest, self._members(), self._node, self._aside)
 
     def _winner(self, digest: Digest, size_bytes: int | None) -> _Attempt:
         """

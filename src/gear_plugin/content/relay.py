@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gear_plugin.content.base import ObjectStore
+from gear_plugin.content.announce import until_named
+from gear_plugin.content.base import Announcement, ObjectStore, Put
 from gear_plugin.content.lane import Lane, Task
 from gear_plugin.digest import Digest
 from gear_plugin.errors import TimedOut
@@ -48,14 +49,16 @@ class Relay:
         reading.begin()
         return reading
 
-    def put(self, digest: Digest, path: Path) -> bool:
+    def put(self, digest: Digest, path: Path, name: Callable[[], object] = lambda: None) -> bool:
         """
-        As the store's `put`; raises TimedOut when it stalls.
+        As the store's `put`, and then *name*, which gives the object a name in a
+        catalog: no collector of garbage comes between.  *name* may be called twice.
 
-        The store may still take the object then, as long as *path* is there.
+        Raises what the two raise, and TimedOut when one stalls.  The store may
+        still take the object then, as long as *path* is there.
         """
         writing = _Writing(self._writes, self._store, self._stall_s)
-        return writing.put(digest, path)
+        return writing.put(digest, path, name)
 
 
 class _Call:
@@ -162,11 +165,11 @@ class _Writing(_Call):
 
     def __init__(self, lane: Lane, store: ObjectStore, stall_s: float) -> None:
         super().__init__(lane, store, stall_s)
-        self._object: tuple[Digest, Path] | None = None
+        self._object: tuple[Digest, Path, Callable[[], object]] | None = None
         self._is_new = False
 
-    def put(self, digest: Digest, path: Path) -> bool:
-        self._object = (digest, path)
+    def put(self, digest: Digest, path: Path, name: Callable[[], object]) -> bool:
+        self._object = (digest, path, name)
         self._lane.submit(self._task)
         with self._changed:
             self._wait_for(lambda: False)
@@ -175,5 +178,18 @@ class _Writing(_Call):
 
     def _work(self) -> None:
         assert self._object is not None
-        (put,) = self._store.put_all([self._object], lambda _: self._moved())
-        self._is_new = put.is_new
+        digest, path, name = self._object
+
+        def put(announcement: Announcement) -> Put:
+            def advance(_: int) -> None:
+                announcement.renew()
+                self._moved()
+
+            (done,) = self._store.put_all([(digest, path)], advance)
+            return done
+
+        def give_name() -> None:
+            self._moved()
+            name()
+
+        self._is_new = until_named(self._store, put, give_name).is_new

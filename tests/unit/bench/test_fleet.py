@@ -48,14 +48,14 @@ def test_each_home_reads_an_object_once_and_all_others_ask(count: int, reads: in
     assert outcome.refused == 0
 
 
-def test_the_first_home_serves() -> None:
+def test_both_homes_serve() -> None:
     """
-    The second only reads for itself.
+    Each of them about half of the nodes that are no home.
     """
     outcome = made(10).run()
     for node in members(10).nodes:
-        first = [thing for thing in THINGS if members(10).homes(thing.digest, 1) == [node]]
-        assert outcome.requests.get(node.node, 0) == 8 * len(first)
+        kept = [thing for thing in THINGS if node in members(10).homes(thing.digest)]
+        assert abs(outcome.requests.get(node.node, 0) - 4 * len(kept)) <= len(kept)
 
 
 def test_when_both_homes_die_the_next_in_line_read_not_everybody() -> None:
@@ -113,8 +113,9 @@ def test_load_is_compared_with_the_mean() -> None:
     assert spread(members(2), THINGS).requests == 0.0
     whole = made(10).run()
     found = spread(members(10), THINGS)
-    assert found.most_bytes == max(whole.sent_bytes.values())
-    assert found.requests == max(whole.requests.values()) * 10 / sum(whole.requests.values())
+    assert found.most_bytes == pytest.approx(max(whole.sent_bytes.values()), rel=0.3)
+    peak = max(whole.requests.values()) * 10 / sum(whole.requests.values())
+    assert found.requests == pytest.approx(peak, rel=0.3)
 
 
 def test_copies_that_move_are_those_with_a_new_home() -> None:

@@ -12,12 +12,15 @@ MEMBERS = Members(1, NODES)
 OBJECTS = [Digest.of(b"%d" % number) for number in range(300)]
 
 
-def test_a_node_that_is_no_home_asks_the_homes_in_their_order() -> None:
+def test_a_node_that_is_no_home_asks_the_homes() -> None:
+    """
+    Half of the nodes begin with the first, whatever the object: its link has half the load.
+    """
     for digest in OBJECTS:
         found = homes(digest, NODES)
-        for node in NODES:
-            if node not in found:
-                assert route(digest, MEMBERS, node.node) == found
+        asked = [route(digest, MEMBERS, node.node) for node in NODES if node not in found]
+        assert all(sorted(one) == sorted(found) for one in asked)
+        assert 3 <= sum(one == found for one in asked) <= 7
 
 
 def test_a_home_asks_no_other_node() -> None:
@@ -39,7 +42,7 @@ def test_dead_nodes_are_not_asked() -> None:
     for digest in OBJECTS:
         found = homes(digest, left)
         asker = next(node for node in left if node not in found)
-        assert route(digest, members, asker.node) == found
+        assert sorted(route(digest, members, asker.node)) == sorted(found)
 
 
 def test_a_node_that_is_thought_dead_asks_like_any_other() -> None:
@@ -71,7 +74,7 @@ def test_nodes_set_aside_are_passed_over_as_if_they_were_dead() -> None:
     for digest in OBJECTS:
         found = homes(digest, left)
         for node in left:
-            expected = [] if node in found else found
-            assert route(digest, MEMBERS, node.node, aside) == expected
+            expected = [] if node in found else sorted(found)
+            assert sorted(route(digest, MEMBERS, node.node, aside)) == expected
     everybody = {node.node for node in NODES}
     assert route(OBJECTS[0], MEMBERS, "f" * 32, everybody) == []

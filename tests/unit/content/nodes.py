@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from gear_plugin.cluster import Member, Members, Token, homes
+from gear_plugin.cluster import Member, Members, Token, homes, route
 from gear_plugin.digest import Digest
 
 TOKEN = Token("0123456789abcdef", "ab" * 32)
@@ -146,6 +146,9 @@ def members_of(nodes: list[FakeNode], *others: Member) -> Members:
 
 
 def in_order(nodes: list[FakeNode], digest: Digest) -> list[FakeNode]:
-    """*nodes* as the object's homes, the first first."""
+    """*nodes* in the order in which ME asks them for the object."""
     by_id = {node.member.node: node for node in nodes}
-    return [by_id[member.node] for member in homes(digest, [n.member for n in nodes], len(nodes))]
+    members = Members(1, tuple(node.member for node in nodes))
+    asked = route(digest, members, ME)
+    others = homes(digest, members.nodes, len(nodes))[len(asked) :]
+    return [by_id[member.node] for member in (*asked, *others)]
