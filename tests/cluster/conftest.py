@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.fleet import ClusterNode, Fleet, Image
 
-NODES = 4
+NODES = (1, 2, 3, 4)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -132,21 +132,21 @@ class Answer:
 
 class Fleet:
     """
-    The cluster below *base* with *count* nodes; `node_settings` go to each.
+    The cluster below *base* with the nodes *numbers*; `node_settings` go to each.
 
     Used as a context manager: all is up when the block begins and gone at its end.
     """
 
-    def __init__(self, base: Path, count: int, **node_settings: object) -> None:
+    def __init__(self, base: Path, numbers: Sequence[int], **node_settings: object) -> None:
         self._base = base
         self.managers_store = base / "store"
         """The store as managers find it, from their next start on."""
         self._settings = node_settings
-        self.network = Network(count)
+        self.network = Network(max(numbers))
         self.store = base / "store"
         self.etcd = EtcdServer(base / "etcd", netns=netns(0), host=address(0))
         self._managers: dict[int, subprocess.Popen[bytes]] = {}
-        self.nodes = [self.make_node(number + 1) for number in range(count)]
+        self.nodes = [self.make_node(number) for number in numbers]
         self._stack = ExitStack()
 
     def make_node(self, number: int, **settings: object) -> ClusterNode:
@@ -212,11 +212,17 @@ class Fleet:
         }
         return {**os.environ, **{f"GEAR_{key.upper()}": str(v) for key, v in values.items()}}
 
-    def gear(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `gear WORDS...` on the manager's machine."""
+    def gear(
+        self, *words: str, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `gear WORDS...` on the manager's machine, with *environ* added to the settings."""
         command = inside(netns(0), [sys.executable, "-m", "gear_plugin", *words])
         done = subprocess.run(
-            command, env=self.environment(), capture_output=True, text=True, timeout=120
+            command,
+            env={**self.environment(), **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done
