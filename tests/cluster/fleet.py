@@ -194,8 +194,10 @@ class Fleet:
         eventually(lambda: all(map(self._knows, self.nodes)), "they know each other", timeout_s=60)
 
     def _knows(self, node: ClusterNode) -> bool:
+        """Whether *node* takes all for live, as it must have heard after a restart."""
         found = json.loads((node.root / "cluster.json").read_bytes())
-        return len(found["nodes"]) >= len(self.nodes)
+        live = {one["address"] for one in found["nodes"] if one["is_live"]}
+        return live >= {one.address for one in self.nodes}
 
     # --- managers -------------------------------------------------------------
 

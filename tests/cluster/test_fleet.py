@@ -285,7 +285,7 @@ def test_two_managers_are_one_cluster(fleet: Fleet) -> None:
         finally:
             fleet.start_manager()
         fleet.start_nodes()
-        assert all(live_at(fleet, second).values())
+        eventually(lambda: all(live_at(fleet, second).values()), "all are live", timeout_s=30)
     finally:
         moved.stop()
         moved.settings(manager=address(0))
