@@ -1,0 +1,1 @@
+"""Tests that run in a virtual machine, which is switched off afterwards: they may break it."""
