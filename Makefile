@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV := build/venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-engine test-full test-faults torture check fuzz plugin bench bench-full clean
+.PHONY: demo test test-engine test-full test-faults test-nfs torture check fuzz plugin bench bench-full clean
 
 demo: build/.ready                ## the main job, nothing to configure
 	$(PY) -m bench.demo
@@ -25,6 +25,9 @@ test-engine: build/.ready         ## real dockerd, real plugin, real registry
 
 test-full: build/.ready           ## the same with every image in every way of mounting
 	$(PY) -m pytest tests/engine --timeout 900
+
+test-nfs: build/.vm-deps          ## real NFS, and other kernels, in small virtual machines; see docs/nfs.md
+	$(PY) -m pytest tests/vm/test_machines.py --timeout 1800 -s $(ARGS)
 
 torture: build/.ready             ## everything killed at random, half an hour; TORTURE_SEED=N repeats one
 	$(PY) -m pytest tests/engine/torture -k long --timeout 7200 -s
@@ -53,6 +56,10 @@ clean:
 build/.deps: .ci/install-deps
 	.ci/install-deps
 	mkdir -p build && touch $@
+
+build/.vm-deps: .ci/install-vm-deps build/.ready
+	.ci/install-vm-deps
+	touch $@
 
 build/.ready: build/.deps pyproject.toml
 	test -x $(PY) || /usr/bin/python3 -m venv $(VENV)

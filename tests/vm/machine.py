@@ -109,7 +109,7 @@ def _watched(words: list[str], scratch: Path, log: Path, timeout_s: float) -> Ru
             stderr=subprocess.STDOUT,
             env=environment,
         ) as process,
-        log.open("w") as file,
+        log.open("w", buffering=1) as file,
     ):
         switch_off = threading.Timer(timeout_s, process.kill)
         switch_off.start()

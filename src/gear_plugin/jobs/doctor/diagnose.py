@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from gear_plugin.catalog import Catalog
 from gear_plugin.config import Config
+from gear_plugin.content.nfs_address import store_folder
 from gear_plugin.errors import GearError
 from gear_plugin.jobs.apart import Outcome, run_apart
 from gear_plugin.jobs.doctor.engine import check_engine
@@ -55,6 +55,7 @@ def diagnose(patient: Patient, *, timeout_s: float) -> list[Finding]:
     Never raises what it looks at: that is a finding.
     """
     config = patient.config
+    folder = store_folder(config.store, config.root)
     first = [
         _Check("kernel", partial(check_features, config.root)),
         _Check("way of mounting", partial(check_way, config.root, config.mount_way)),
@@ -62,7 +63,7 @@ def diagnose(patient: Patient, *, timeout_s: float) -> list[Finding]:
         _Check("Docker engine", partial(_ask, patient.host, patient.environ), _START_ENGINE),
         _Check("main folder", partial(check_root, config.root)),
         _Check("catalog", partial(check_catalog, config.catalog, patient.open_catalog), _START_IT),
-        _Check("store", partial(check_store, Path(config.store)), _ASK_SERVER),
+        _Check("store", partial(check_store, folder), _ASK_SERVER),
     ]
     if patient.registry:
         registry = partial(check_registry, patient.registry)
