@@ -113,10 +113,20 @@ def _configure(
 
 @functools.cache
 def has_lowerdir_option() -> bool:
-    """Whether overlayfs takes its layers one option each (`lowerdir+`, Linux 6.7)."""
+    """
+    Whether overlayfs takes its layers one option each (`lowerdir+`, Linux 6.7).
+
+    Before Linux 6.5 overlayfs has the mount API only in name: every option is
+    noted, and refused when all are known.  So it is asked for one that no
+    kernel has, too.
+    """
+    return _takes_layer(b"lowerdir+") and not _takes_layer(b"lowerdir+no-kernel-has-this")
+
+
+def _takes_layer(option: bytes) -> bool:
     context = _check(_libc.syscall(_FSOPEN, b"overlay", _CLOEXEC), "cannot open filesystem overlay")
     try:
-        result = _libc.syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, b"lowerdir+", b"/", 0)
+        result = _libc.syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, option, b"/", 0)
         return bool(result == 0)
     finally:
         os.close(context)

@@ -263,3 +263,15 @@ def test_what_a_killed_probe_left_is_cleared(base: Path) -> None:
     assert not any(base in point.parents for point, _ in mounts())
     assert os.listdir(base) == []
     clear_scratch(base / "probe")
+
+
+def test_a_kernel_that_takes_any_option_has_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Linux before 6.5 notes every option, and refuses the unknown ones when it mounts.
+    """
+    asks = syscalls.has_lowerdir_option.__wrapped__
+    for taken, expected in (({b"lowerdir+"}, True), (set(), False), (None, False)):
+        monkeypatch.setattr(
+            syscalls, "_takes_layer", lambda option, taken=taken: taken is None or option in taken
+        )
+        assert asks() is expected
