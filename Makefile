@@ -27,7 +27,7 @@ test-full: build/.ready           ## the same with every image in every way of m
 	$(PY) -m pytest tests/engine --timeout 900
 
 test-nfs: build/.vm-deps          ## real NFS, and other kernels, in small virtual machines; see docs/nfs.md
-	$(PY) -m pytest tests/vm/test_machines.py --timeout 1800 -s $(ARGS)
+	$(PY) -m pytest tests/vm/test_machines.py --timeout 2400 -s $(ARGS)
 
 torture: build/.ready             ## everything killed at random, half an hour; TORTURE_SEED=N repeats one
 	$(PY) -m pytest tests/engine/torture -k long --timeout 7200 -s

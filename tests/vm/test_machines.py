@@ -13,7 +13,7 @@ from tests.vm import debian, machine
 
 pytestmark = pytest.mark.vm
 
-_PYTEST = "python3 -m pytest -q -p no:cacheprovider -s --color=no --timeout 300 -x"
+_PYTEST = "python3 -m pytest -q -p no:cacheprovider -s --color=no --timeout 600"
 
 
 def passes(kernel: str, words: str, *, timeout_s: float) -> None:
@@ -24,10 +24,10 @@ def passes(kernel: str, words: str, *, timeout_s: float) -> None:
 @pytest.mark.parametrize("kernel", ["6.1", "6.12"])
 def test_a_store_on_nfs(kernel: str) -> None:
     """Push, pull through the store, a server that stalls, and one that comes back."""
-    passes(kernel, "tests/vm/guest/test_nfs.py", timeout_s=900)
+    passes(kernel, "tests/vm/guest/test_nfs.py", timeout_s=1800)
 
 
 @pytest.mark.parametrize("kernel", list(debian.SUITES))
 def test_the_ways_of_mounting(kernel: str) -> None:
     """What the kernel can do is found, and every way that it can shows the same tree."""
-    passes(kernel, "tests/vm/guest/test_ways.py", timeout_s=900)
+    passes(kernel, "tests/vm/guest/test_ways.py", timeout_s=1800)

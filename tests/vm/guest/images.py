@@ -22,8 +22,12 @@ def gear(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]
     return done
 
 
-def odd_tree(scratch: Path) -> Path:
-    """A folder of odd files, as GNU tar unpacks them: what an image of them has to show."""
+def odd_tree(scratch: Path, *, large: bool = True) -> Path:
+    """
+    A folder of odd files, as GNU tar unpacks them: what an image of them has to show.
+
+    *large*: with a file whose content is kept in chunks; emulated, hashing it takes time.
+    """
     source, tree = scratch / "source", scratch / "tree"
     source.mkdir(parents=True)
     tree.mkdir()
@@ -31,7 +35,8 @@ def odd_tree(scratch: Path) -> Path:
     odd_files.MANY, odd_files.DEPTH, odd_files.LINKS = 300, 60, 50
     for part in ("names", "modes", "links", "symlinks", "contents", "folders"):
         getattr(odd_files, part)()
-    odd_files.write(odd_files.ODD + b"large", odd_files.noise(odd_files.LARGE))
+    if large:
+        odd_files.write(odd_files.ODD + b"large", odd_files.noise(odd_files.LARGE))
     os.mknod(source / "odd/device", 0o600 | 0o020000, os.makedev(1, 3))
     os.mkfifo(source / "odd/fifo", 0o640)
     subprocess.run(

@@ -235,7 +235,7 @@ def test_push_and_read_through_the_store(server: NfsServer, target: Path, tmp_pa
     `gear build` and `gear push` on one machine, `gear fs` on another: the same tree.
     """
     image = ImageId.parse("127.0.0.1:5000/app:1")
-    tree = odd_tree(tmp_path)
+    tree = odd_tree(tmp_path, large=False)
     saved = archive(tmp_path, image)
     writing = tmp_path / "writing"
     ensure_mounted(STORE, writing, LIMIT_S, read_only=False)

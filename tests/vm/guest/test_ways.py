@@ -103,13 +103,8 @@ def shown(place: Path) -> Iterator[Path]:
     """`gear fs` of the image."""
     folder = place / "shown"
     folder.mkdir()
-    words = ("--root", place / "built", "--run", "/run/gear-fs", "--store", place / "store")
-    del words
-    settings = {
-        "GEAR_ROOT": place / "built",
-        "GEAR_RUN": "/run/gear-fs",
-        "GEAR_STORE": place / "store",
-    }
+    places = {"ROOT": place / "built", "RUN": "/run/gear-fs", "STORE": place / "store"}
+    settings = {f"GEAR_{name}": value for name, value in places.items()}
     os.environ.update({name: str(value) for name, value in settings.items()})
     gear("fs", IMAGE.gear, folder)
     yield folder
