@@ -14,6 +14,7 @@ from gear_plugin.errors import Conflict, GearError, MountFailed, SourceUnavailab
 from gear_plugin.jobs.given_up import Commands
 from gear_plugin.jobs.mount_table import mounts_at
 from gear_plugin.jobs.nfs_mount import OPTIONS, System, ensure_mounted, unmount
+from tests.waiting import eventually
 
 STORE = NfsAddress.parse("nfs://10.0.0.1/srv/gear")
 OTHER = NfsAddress.parse("nfs://10.0.0.2:2050/other")
@@ -293,11 +294,14 @@ def test_two_at_once_make_one_mount(machine: Machine) -> None:
     ]
     for thread in threads:
         thread.start()
-    with pytest.raises(TimedOut, match="is being mounted by another"):
-        machine.mount(timeout_s=0.2)
-    (machine.base / "go").touch()
-    for thread in threads:
-        thread.join()
+    try:
+        eventually(machine.log, "one of them mounts", timeout_s=LONG_S)
+        with pytest.raises(TimedOut, match="is being mounted by another"):
+            machine.mount(timeout_s=0.2)
+    finally:
+        (machine.base / "go").touch()
+        for thread in threads:
+            thread.join()
     assert len(machine.log()) == 1
 
 
