@@ -10,6 +10,7 @@ for each attempt.  Safe from any thread.
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import threading
 import time
@@ -80,6 +81,14 @@ class Commands:
             if has_ended or time.monotonic() >= deadline_s:
                 return False
             time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """Kill and reap what was left behind; waits for as long as that takes."""
+        with self._lock:
+            for process in [process for left in self._left.values() for process in left]:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            self._left.clear()
 
     def _start(
         self, key: str, command: Sequence[str], *, is_alone: bool

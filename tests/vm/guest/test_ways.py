@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,15 @@ def test_the_doctor_says_what_this_kernel_can_do(place: Path) -> None:
     for check in ("overlayfs", "EROFS from a loop device", "FUSE device", "FUSE library"):
         assert found[check]["status"] == "ok", found[check]
     assert (found["data-only layers"]["status"] == "ok") == (_RELEASE >= (6, 5))
-    assert (found["EROFS from a file"]["status"] == "ok") == (_RELEASE >= (6, 12))
+    works = found["EROFS from a file"]["detail"].startswith("works")
+    assert works == (_RELEASE >= (6, 12))
+    assert (found["lowerdir+"]["status"] == "ok") == (_RELEASE >= (6, 7))
+
+
+def _below(found: Scan) -> Scan:
+    """Without the top: a container's is a directory of its own, as in overlay2."""
+    seen = {path: look for path, look in found.seen.items() if path != b"."}
+    return replace(found, seen=seen)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -82,12 +91,12 @@ def test_a_container_shows_the_image(place: Path, truth: Scan, way: str) -> None
         assert dict(node.call("Status")["Status"])["Mount Way"].startswith(f"{way} ")
         node.pull((BuildFolder.of(place / "built", IMAGE).path / "build/index.tar").read_bytes())
         first = node.container("first")
-        assert differences(truth, scan(first)) == []
+        assert differences(_below(truth), _below(scan(first))) == []
         away = place / "away"
         (place / "store").rename(away)
         try:
             second = node.container("second")
-            assert differences(truth, scan(second)) == []
+            assert differences(_below(truth), _below(scan(second))) == []
             (second / "odd/new").write_text("written")
             assert not (first / "odd/new").exists()
         finally:
