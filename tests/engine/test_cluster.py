@@ -188,9 +188,9 @@ def test_running_containers_miss_neither_manager_nor_etcd(cluster: Cluster) -> N
     try:
         read = "find /usr/share/perl5 /usr/lib/python3.11 -type f -exec cat {} + | wc -c"
         assert int(engine.docker("exec", name, "sh", "-c", read).stdout) > 10_000_000
-        words = ("run", "--rm", "--network", "none", *task.run(ref))
+        once = ("run", "--rm", "--network", "none", *task.run(ref))
         for other in cluster.engines.values():
-            assert other.docker(*words).stdout.strip() == task.output
+            assert other.docker(*once).stdout.strip() == task.output
     finally:
         cluster.fleet.etcd.start()
         cluster.fleet.start_manager()

@@ -161,15 +161,17 @@ class _Work:
         from gear_plugin.api.manager import STORE_PLACES, Manager, manager_app
         from gear_plugin.api.metrics import CheckTimes
         from gear_plugin.content import DirectoryStore, Relay
+        from gear_plugin.content.nfs_address import store_folder
         from gear_plugin.jobs.lookout import Lookout
 
         config = self.config
+        self._keep_store()
         roster = wiring.roster(config)
         token, times = roster.identity(), CheckTimes()
         lookout = Lookout(roster, limit=_WAITING)
         lookout.start()
         self._lookout = lookout
-        store = DirectoryStore(Path(config.store))
+        store = DirectoryStore(store_folder(config.store, config.root))
         made = Manager(
             token=token,
             settings=self.settings,
@@ -182,6 +184,14 @@ class _Work:
         )
         self._check(roster, token, lookout, times)
         return manager_app(made)
+
+    def _keep_store(self) -> None:
+        """Have a store on NFS mounted for as long as this process lives."""
+        from gear_plugin.content.nfs_address import is_nfs
+        from gear_plugin.jobs.nfs_keeper import NfsKeeper
+
+        if is_nfs(self.config.store):
+            NfsKeeper(lambda: wiring.store_folder(self.config)).start()
 
     def _check(self, roster: Roster, token: Token, lookout: Lookout, times: CheckTimes) -> None:
         """Start the checks of nodes; they end with `end`."""

@@ -15,6 +15,7 @@ from gear_plugin.content import DirectoryProfiles, DirectoryStore, ObjectSource
 from gear_plugin.content.base import Peers
 from gear_plugin.content.calls import Calls
 from gear_plugin.content.chosen import ChosenStore
+from gear_plugin.content.nfs_address import is_nfs
 from gear_plugin.content.peer import HomesSource, ManagerSource
 from gear_plugin.content.rate import RateLimit
 from gear_plugin.content.starts import Profiles
@@ -116,13 +117,25 @@ def _is_served(listen: str) -> bool:
     return True
 
 
+def own_store(config: Config, mount: Mount) -> tuple[ObjectSource, Profiles]:
+    """The store that the node's own setting names; on NFS it is mounted, sooner or later."""
+    if not is_nfs(config.store):
+        path = Path(config.store)
+        return DirectoryStore(path), DirectoryProfiles(path)
+    chosen = ChosenStore()
+    _setting(config, chosen, mount).apply(Settings(config.store))
+    return chosen, chosen
+
+
 def _store(
     config: Config, mount: Mount
 ) -> tuple[ObjectSource, Profiles, Callable[[Settings], None]]:
     """The node's own store if one is set, else the one that the cluster names."""
-    own = Path(config.store)
     if config.store != Config.model_fields["store"].default:
-        return DirectoryStore(own), DirectoryProfiles(own), lambda _settings: None
+        return *own_store(config, mount), lambda _settings: None
     chosen = ChosenStore()
-    setting = StoreSetting(chosen, own, config.root / "nfs", mount)
-    return chosen, chosen, setting.apply
+    return chosen, chosen, _setting(config, chosen, mount).apply
+
+
+def _setting(config: Config, chosen: ChosenStore, mount: Mount) -> StoreSetting:
+    return StoreSetting(chosen, Path(config.store), config.root / "nfs", mount)

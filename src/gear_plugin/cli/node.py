@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.cli.membership import Membership
     from gear_plugin.content import ObjectSource
-    from gear_plugin.content.starts import Profiles
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +85,8 @@ def usable_folders() -> Iterator[None]:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.content import Cache, DirectoryProfiles, DirectoryStore, Fetcher, Starts
+    from gear_plugin.cli.membership import membership, own_store
+    from gear_plugin.content import Cache, Fetcher, Starts
 
     images = NodeImages(config.root)
     cache = Cache(
@@ -98,13 +97,15 @@ def local_server(config: Config) -> LocalServer:
     for image in cache.images():
         if images.objects(image.hex) is None:
             cache.forget(image)
-    sources: Sequence[ObjectSource] = [DirectoryStore(Path(config.store))]
-    profiles: Profiles = DirectoryProfiles(Path(config.store))
+    sources: Sequence[ObjectSource]
     peers = joined = None
     if config.manager:
-        member = _membership(config)
+        member = membership(config, _mount_store)
         peers, sources, profiles = member.peers, member.sources, member.profiles
         joined = member.joined
+    else:
+        store, profiles = own_store(config, _mount_store)
+        sources = [store]
     fetcher = Fetcher(
         cache,
         sources,
@@ -124,21 +125,12 @@ def local_server(config: Config) -> LocalServer:
     return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts, joined)
 
 
-def _membership(config: Config) -> Membership:
-    """The cluster's parts; a store on NFS is mounted to be written, for start profiles."""
-    from gear_plugin.cli.membership import membership
+def _mount_store(address: str, target: Path, timeout_s: float) -> None:
+    """Mount a store on NFS; to be written, for start profiles."""
+    from gear_plugin.content.nfs_address import NfsAddress
+    from gear_plugin.jobs.nfs_mount import ensure_mounted
 
-    def mount(address: str, target: Path, timeout_s: float) -> None:
-        from gear_plugin.content.nfs_address import (
-            NfsAddress,
-        )
-        from gear_plugin.jobs.nfs_mount import (
-            ensure_mounted,
-        )
-
-        ensure_mounted(NfsAddress.parse(address), target, timeout_s, read_only=False)
-
-    return membership(config, mount)
+    ensure_mounted(NfsAddress.parse(address), target, timeout_s, read_only=False)
 
 
 def lazy_tree(config: Config) -> LazyTree:

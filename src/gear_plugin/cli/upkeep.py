@@ -145,7 +145,7 @@ def collect(config: Config, dry_run: bool, grace_s: float, everything: bool, as_
         catalog = jobs.Watch("the catalog", stall_s, progress).call(lambda: _catalog(config))
         with closing(catalog):
             done = job(
-                Path(config.store),
+                wiring.store_folder(config),
                 catalog,
                 progress,
                 grace_s=grace_s,
@@ -235,7 +235,7 @@ def _verify_store(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gear-verify-"))
         with_copies = Repair(_good_copies(config), Path(scratch))
     return verify_store(
-        Path(config.store),
+        wiring.store_folder(config),
         _needs(config, names, progress, stack),
         progress,
         everything=not names,

@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 
 _CATALOG_MARGIN_S = 5.0
 """The catalog has a limit of its own; this is for what it does not see coming."""
+_MOUNT_S = 30.0
 _QUICK_S = 3
 """An engine that is asked on the way to something else gets no longer."""
 _DOCKER_SOCKET = Path("/var/run/docker.sock")
@@ -106,6 +107,21 @@ def _insecure_to_docker(config: Config) -> list[str]:
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
+def store_folder(config: Config) -> Path:
+    """
+    Where the objects of the settings' store are; on NFS it is mounted first.
+
+    Raises BadConfig, SourceUnavailable, TimedOut, Conflict.
+    """
+    from gear_plugin.content.nfs_address import NfsAddress, is_nfs, store_folder
+    from gear_plugin.jobs.nfs_mount import ensure_mounted
+
+    folder = store_folder(config.store, config.root)
+    if is_nfs(config.store):
+        ensure_mounted(NfsAddress.parse(config.store), folder, _MOUNT_S, read_only=False)
+    return folder
+
+
 def store(config: Config, *, create: bool) -> DirectoryStore:
     """
     The object store to push to; made if its folder does not exist, or with *create*.
@@ -116,7 +132,7 @@ def store(config: Config, *, create: bool) -> DirectoryStore:
     """
     from gear_plugin.content import DirectoryStore
 
-    root = Path(config.store)
+    root = store_folder(config)
     if create or not root.exists():
         return DirectoryStore.create(root)
     if not (root / "objects").is_dir():
@@ -301,5 +317,5 @@ def object_sources(
     folders.append((f"build {build.path}", build.files))
     return [
         *(FileSource(name, path) for name, path in folders),
-        DirectoryStore(Path(config.store)),
+        DirectoryStore(store_folder(config)),
     ]

@@ -27,7 +27,7 @@ class NfsKeeper:
 
     def __init__(
         self,
-        mount: Callable[[], None],
+        mount: Callable[[], object],
         *,
         first_pause_s: float = FIRST_PAUSE_S,
         last_pause_s: float = LAST_PAUSE_S,

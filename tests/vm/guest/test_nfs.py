@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -295,7 +296,7 @@ def test_a_container_lives_through_a_store_that_fails(
     for content in files.values():
         put(writing, content)
     ensure_mounted(STORE, target, LIMIT_S)
-    limits = {"fetch_stall_s": STALL_S, "fetch_timeout_s": FETCH_S}
+    limits: dict[str, Any] = {"fetch_stall_s": STALL_S, "fetch_timeout_s": FETCH_S}
     node = Node(tmp_path / "node", {}, store=target, **limits)
     other = Node(tmp_path / "image", files)
     try:
