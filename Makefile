@@ -10,12 +10,12 @@ demo: build/.ready                ## the main job, nothing to configure
 
 test: check test-faults test-engine ## everything
 
-check: build/.ready               ## minutes: lint, types, imports, unit and contract tests
+check: build/.ready               ## two minutes: lint, types, imports, unit and contract tests
 	$(VENV)/bin/ruff check -q .
 	$(VENV)/bin/ruff format -q --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
-	$(PY) -m pytest
+	$(PY) -m pytest -n 4
 
 test-faults: build/.ready         ## whole nodes, no engine: asked as docker does, alone and as a cluster, and while parts fail
 	$(PY) -m pytest tests/conformance tests/faults tests/cluster --timeout 300

@@ -34,6 +34,9 @@ CONTENT = b"worker_processes auto;\n"
 CID = Digest.of(CONTENT)
 LONG_S = 60.0
 
+OTHER = Token("0" * 16, "1" * 64)
+"""Of another cluster."""
+
 
 class Store(MemoryStore):
     """A store that can hang or fail."""
@@ -357,7 +360,7 @@ def test_too_many_downloads_are_told_so(cluster: Cluster) -> None:
     assert cluster.get(OID).data == CONTENT
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer nonsense", Token.new().header()])
+@pytest.mark.parametrize("header", [None, "", "Bearer nonsense", OTHER.header()])
 def test_nothing_is_open_but_health(cluster: Cluster, header: str | None) -> None:
     """Whatever is asked for, whether it exists or not."""
     client = cluster.app.test_client()

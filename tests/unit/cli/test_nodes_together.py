@@ -118,8 +118,7 @@ def test_a_node_gets_objects_through_their_homes(
     asker.client.admit(IMAGE)
     for digest in away:
         asker.client.fetch(IMAGE, digest)
-        first = by_id[homes(digest, members)[0].node]
-        assert first.has(digest)
+        assert any(by_id[home.node].has(digest) for home in homes(digest, members))
     assert "store" not in {name for name, counts in asker.sources().items() if counts["objects"]}
 
     status, stream = found[1].ask("POST", "/batch", b"".join(digest.raw for digest in digests))
