@@ -290,7 +290,7 @@ def ask(config: Config, method: str, path: str) -> tuple[int, bytes]:
 def is_up(config: Config) -> bool:
     try:
         return ask(config, "GET", "/healthz")[0] == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
