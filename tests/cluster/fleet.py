@@ -73,7 +73,6 @@ class ClusterNode(Node):
     """Node *number*: joins the manager that *settings* name; its store is the cluster's."""
 
     def __init__(self, base: Path, number: int, store: Path, **settings: object) -> None:
-        base.mkdir(parents=True, exist_ok=True)
         super().__init__(base, {}, store=store, netns=netns(number), **settings)
         self.number = number
         self.forget_setting("store")  # the manager says where it is

@@ -237,7 +237,6 @@ def test_a_node_with_another_clusters_token_says_so_and_stays_out(fleet: Fleet) 
     stray = fleet.make_node(len(fleet.nodes), token=OTHER_TOKEN)
     real = fleet.nodes[-1]
     real.stop()
-    stray.base.mkdir(exist_ok=True)
     stray.root = stray.base / "stray"
     stray.settings(root=stray.root)
     try:

@@ -57,6 +57,7 @@ class Node:
     ) -> None:
         self.base, self.files, self.netns = base, dict(files), netns
         self.root, self.store = base / "gear", store or base / "store"
+        base.mkdir(parents=True, exist_ok=True)
         # The sockets' paths must be short.
         self.run = Path(tempfile.mkdtemp(prefix="gear-node-"))
         self.log = base / "log"
