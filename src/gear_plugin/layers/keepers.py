@@ -60,8 +60,8 @@ class ImageKeepers:
         self._images = images
         self._views = views
         self._forget_image = forget_image
-        # Held while a record that names an image is written, and while an
-        # image that no record names is dropped.
+        # Held while a record that names an image is written or moved, and while
+        # an image that no record names is dropped.
         self._lock = threading.Lock()
 
     def keep(self, image: str, write: Callable[[], None]) -> bool:
@@ -72,6 +72,16 @@ class ImageKeepers:
         with self._lock:
             write()
             return self._images.objects(image) is not None
+
+    def move(self, folder: Path, target: Path) -> None:
+        """
+        Rename a keeper's folder.
+
+        Who keeps what is read name by name: a folder that moves meanwhile
+        would be found under neither of its names.
+        """
+        with self._lock:
+            folder.rename(target)
 
     def drop(self, image: str) -> None:
         """Take *image* from this node unless somebody keeps it; safe to repeat."""

@@ -121,7 +121,7 @@ class VolumeStore:
                 else:
                     record = self._images.prepare(made, record, showing)
                 made.write(record)
-                made.path.rename(folder.path)
+                self._keepers.move(made.path, folder.path)
                 sync_directory(self._folder)
             except BaseException:
                 if made.path.exists():
@@ -144,7 +144,7 @@ class VolumeStore:
             if shown is not None:
                 self._make_free(folder, shown, self._release_s)
             gone = VolumeFolder(self._folder / (TEMP_PREFIX + secrets.token_hex(8)))
-            folder.path.rename(gone.path)
+            self._keepers.move(folder.path, gone.path)
             sync_directory(self._folder)
             self._take_away(gone, wait_s=_REMOVAL_S)
 

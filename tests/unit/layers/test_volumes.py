@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,14 @@ from gear_plugin.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from gear_plugin.layers import Showing, images_in_use, volume_images
+from gear_plugin.layers import (
+    Showing,
+    VolumeImages,
+    images_in_use,
+    keepers,
+    volume_images,
+)
+from gear_plugin.layers.volume_record import VolumeRecord
 from gear_plugin.names import ImageId
 from gear_plugin.rootfs import Way, is_mount, unmount
 
@@ -380,6 +389,40 @@ def test_creating_and_removing_at_once_never_loses_an_image(node: ImageNode) -> 
         thread.join()
     assert failures == []
     assert node.installed() == []
+
+
+def test_a_volume_that_gets_its_name_while_keepers_are_read_keeps_its_image(
+    node: ImageNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Its folder is listed under the name that it has no more when it is read.
+    """
+    is_made, may_move = threading.Event(), threading.Event()
+    prepare = VolumeImages.prepare
+
+    def prepared(*args: Any) -> VolumeRecord:
+        record = prepare(*args)
+        is_made.set()
+        assert may_move.wait(10)
+        return record
+
+    def listed(folder: Path) -> list[Path]:
+        entries = sorted(folder.iterdir()) if folder.exists() else []
+        if folder.name == "volumes":
+            may_move.set()
+            time.sleep(0.3)  # it would move now
+        return entries
+
+    monkeypatch.setattr(VolumeImages, "prepare", prepared)
+    monkeypatch.setattr(keepers, "_entries", listed)
+    creation = threading.Thread(target=node.volumes.create, args=("v", RO))
+    creation.start()
+    assert is_made.wait(10)
+    node.keepers.drop(node.image)
+    creation.join()
+    assert node.installed() == [node.image]
+    assert (node.volumes.mount("v", "a") / "srv/note").exists()
+    node.volumes.unmount("v", "a")
 
 
 # --- crashes -------------------------------------------------------------------------
