@@ -33,6 +33,9 @@ from gear_plugin.errors import BadConfig
 ENV_PREFIX = "GEAR_"
 DEFAULT_FILE = Path("/etc/gear/gear.toml")
 
+PLUGIN_DEFAULTS = {"store": "/mnt/store", "catalog": "sqlite:///mnt/store/catalog.sqlite"}
+"""What plugin/config.json declares: a host folder, and a file in it."""
+
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _SIZE = re.compile(r"\s*(\d+)\s*([kmgt]?)(?:i?b)?\s*\Z", re.IGNORECASE)
 
@@ -49,6 +52,10 @@ def _parse_size(value: object) -> object:
 def _absolute(folder: Path) -> Path:
     """Where it is, for processes that work in another folder: daemons stand in /."""
     return folder.absolute()
+
+
+def _absolute_unless_nfs(store: str) -> str:
+    return store if store.startswith("nfs://") else str(_absolute(Path(store)))
 
 
 Folder = Annotated[Path, AfterValidator(_absolute)]
@@ -72,10 +79,8 @@ class Config(BaseModel):
     run: Folder = Path("/run/gear")
     """Sockets, process state and private mount points; empty after a reboot."""
 
-    store: Annotated[str, AfterValidator(lambda text: str(_absolute(Path(text))))] = (
-        "/var/lib/gear/store"
-    )
-    """The shared object store: a directory, normally an NFS mount."""
+    store: Annotated[str, AfterValidator(_absolute_unless_nfs)] = "/var/lib/gear/store"
+    """The shared object store: a directory, or `nfs://HOST[:PORT]/EXPORT`."""
 
     catalog: str = "sqlite:///var/lib/gear/catalog.sqlite"
     """The metadata database: `sqlite:///<absolute path>` or `etcd://<host>[:<port>]`."""
@@ -155,6 +160,20 @@ class Config(BaseModel):
     docker_host: str | None = None
     """The engine for build and push; None: DOCKER_HOST, or docker's default socket."""
 
+    in_plugin: bool = False
+    """Said by `load`, for child processes: these are the managed plugin's settings."""
+
+    def is_own(self, key: Literal["store", "catalog"]) -> bool:
+        """
+        Whether that is the user's choice, which beats what a cluster names.
+
+        What the plugin declares is none: docker passes it, set or not.
+        """
+        value = getattr(self, key)
+        if self.in_plugin and value == PLUGIN_DEFAULTS[key]:
+            return False
+        return bool(value != type(self).model_fields[key].default)
+
 
 def load(
     flags: Mapping[str, Any] | None = None,
@@ -181,6 +200,8 @@ def load(
             if environ.get(name, "" if bare_names else None) not in (None, ""):
                 values[field] = environ[name]
     values.update({key: value for key, value in (flags or {}).items() if value is not None})
+    if bare_names:
+        values["in_plugin"] = True
     try:
         return Config(**values)
     except ValidationError as error:

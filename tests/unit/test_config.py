@@ -54,6 +54,11 @@ def test_relative_folders_are_taken_from_where_the_command_runs(
     assert found.store == f"{tmp_path}/../s"
 
 
+def test_a_store_on_nfs_is_no_folder() -> None:
+    """Whatever folder the command runs in."""
+    assert load({"store": "nfs://host/export"}, environ={}).store == "nfs://host/export"
+
+
 def test_plugin_settings_have_bare_names() -> None:
     """Docker passes every declared variable; an empty one is unset."""
     environ = {"store": "/mnt", "cache_limit": "", "GEAR_ROOT": ""}

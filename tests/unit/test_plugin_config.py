@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from gear_plugin.config import Config, load
+from gear_plugin.config import PLUGIN_DEFAULTS, Config, load
 
 PLUGIN: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "plugin" / "config.json").read_text()
 )
-FIXED = {"root", "run", "docker_host"}
+FIXED = {"root", "run", "docker_host", "in_plugin"}
 """Settings that have one right value inside the plugin, or none."""
 
 
@@ -32,16 +32,16 @@ def test_declared_defaults_are_the_programs() -> None:
     """
     environ = {entry["name"]: entry["value"] for entry in PLUGIN["env"]}
     inside = load(environ=environ, bare_names=True)
-    expected = {"store": "/mnt/store", "catalog": "sqlite:///mnt/store/catalog.sqlite"}
     docker = Path("/mnt/etc/docker")
-    assert inside == Config(**expected, docker_etc=docker, docker_config=docker)
+    expected = {**PLUGIN_DEFAULTS, "docker_etc": docker, "docker_config": docker}
+    assert inside == Config(**expected, in_plugin=True)
 
 
 def test_an_empty_value_means_unset() -> None:
     """
     docker passes every declared variable, set or not.
     """
-    assert load(environ={"store": "", "cache_limit": ""}, bare_names=True) == Config()
+    assert load(environ={"store": "", "cache_limit": ""}, bare_names=True) == Config(in_plugin=True)
 
 
 @pytest.mark.parametrize("key", ["propagatedMount", "mounts"])

@@ -171,7 +171,7 @@ class _Port:
         digest = self._parts.resolve(Digest.from_hex(name).hex) if by_oid else Digest.parse(name)
         self._enter(self._sending)
         try:
-            found = self._find(digest, size_bytes)
+            found = self._find(digest, size_bytes, must_be_here="cached" in request.args)
         except BaseException:
             self._sending.leave()
             raise
@@ -221,11 +221,15 @@ class _Port:
             self._counts.refused.labels("busy").inc()
             raise
 
-    def _find(self, digest: Digest, size_bytes: int | None) -> OpenObject:
+    def _find(
+        self, digest: Digest, size_bytes: int | None, *, must_be_here: bool = False
+    ) -> OpenObject:
         """The object, from here or got now."""
         found = self._public.open(digest)
         if found is not None:
             return found
+        if must_be_here:
+            raise ContentNotFound(f"{digest} is not in this node's cache")
         self._enter(self._waiting)
         try:
             self._getting.wait(self._getting.start(digest, size_bytes))

@@ -66,7 +66,10 @@ CALLS = (
         "The content of an object; `Gear-Cid` says its id when it was asked for by an object id.",
         OCTETS,
         parts={"name": "An object id (64 hex digits) or a content id (sha256:HEX)."},
-        query={"size": (INTEGER, "Its size in bytes, as far as the caller knows.")},
+        query={
+            "size": (INTEGER, "Its size in bytes, as far as the caller knows."),
+            "cached": (BOOLEAN, "Whatever its value: only if the node has it already."),
+        },
     ),
     Call(
         "POST",

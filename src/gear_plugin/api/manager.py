@@ -78,6 +78,7 @@ def manager_app(manager: Manager) -> Flask:
     app.post("/join")(calls.join)
     app.post("/leave")(calls.leave)
     app.get("/nodes")(calls.nodes)
+    app.get("/settings")(calls.settings)
     app.post("/put/<oid>/<cid>")(calls.put)
     app.post("/get/<name>")(calls.get)
     add_document(app, TITLE, CALLS)
@@ -145,6 +146,10 @@ class _Calls:
         else:
             members = lookout.wait(int(version), min(wait_s, MAX_WAIT_S))
         return Response(self._encoded(members), content_type=JSON)
+
+    def settings(self) -> Response:
+        manager = self._manager
+        return reply({"cluster": manager.token.cluster, "settings": manager.settings.as_json()})
 
     def _encoded(self, members: Members) -> bytes:
         # All who waited get the same: 10,000 nodes are 1 MB, and 10 ms to encode.

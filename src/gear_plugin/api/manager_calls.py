@@ -23,6 +23,7 @@ _NODES = {
     "version": INTEGER,
     "nodes": many(fields(node=STRING, address=STRING, is_live=BOOLEAN)),
 }
+_SETTINGS = fields(store=STRING, catalog=STRING)
 _OID = "An object id: 64 hex digits, the SHA-256 of IMAGENAME:TAG/PATH."
 
 CALLS = (
@@ -36,7 +37,7 @@ CALLS = (
             cluster=STRING,
             node=STRING,
             address=STRING,
-            settings=fields(store=STRING, catalog=STRING),
+            settings=_SETTINGS,
             **_NODES,
         ),
         body=fields(node=STRING, address=STRING, version=STRING),
@@ -51,6 +52,12 @@ CALLS = (
             "version": (INTEGER, "The version that the caller knows."),
             "wait": (NUMBER, "How long to wait for another one, seconds, 30 at most."),
         },
+    ),
+    Call(
+        "GET",
+        "/settings",
+        "What the cluster gives to its nodes.",
+        fields(cluster=STRING, settings=_SETTINGS),
     ),
     Call(
         "POST",

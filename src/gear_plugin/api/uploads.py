@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gear_plugin.errors import ImageNotFound, Unavailable
+from gear_plugin.errors import GearError, ImageNotFound, Unavailable
 from gear_plugin.names import ImageId
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Uploads:
     """
     Runs jobs, one of each image at a time.
 
-    *command* gives the argv of `build` or `push` of an image; the process
+    *command* gives the argv of `build` or `push` of an image, or raises GearError; the process
     prints its steps on stderr, a line each, and its result on stdout, as JSON.
     One that runs longer than *limit_s* is killed.
     """
@@ -162,6 +162,8 @@ class Uploads:
                 )
             except OSError as error:
                 return f"cannot be started ({error.strerror})"
+            except GearError as error:
+                return str(error)
             last = self._follow(job, verb, process)
             output.seek(0)
             answer = output.read(_MAX_RESULT_BYTES).decode(errors="replace")

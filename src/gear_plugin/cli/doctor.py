@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import clustered, output, wiring
 from gear_plugin.config import Config
-from gear_plugin.errors import BadName
+from gear_plugin.errors import BadName, GearError
 from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
@@ -52,12 +53,16 @@ def doctor(config: Config, registry: str | None, timeout_s: float, as_json: bool
     """
     from gear_plugin.jobs.doctor import Patient, Status, diagnose
 
+    there = config
+    with contextlib.suppress(GearError):  # a finding says why
+        there = clustered.in_cluster(config, needs_catalog=False)
     patient = Patient(
-        config,
+        there,
         config.docker_host or os.environ.get("DOCKER_HOST"),
         os.environ,
-        lambda: wiring.catalog(config),
+        lambda: wiring.catalog(there),
         _registry(registry),
+        (lambda: clustered.ask(config)) if config.manager else None,
     )
     findings = diagnose(patient, timeout_s=timeout_s)
     if as_json:

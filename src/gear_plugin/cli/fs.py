@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gear_plugin import log as logs
-from gear_plugin.cli import node, output, wiring
+from gear_plugin.cli import clustered, node, output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.digest import Digest
@@ -46,7 +46,7 @@ _POLL_S = 0.5
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and unmount at Ctrl-C.")
 @click.option("--prefetch", is_flag=True, help="Fetch every file in the background.")
 @output.as_json
-@click.pass_obj
+@clustered.pass_store
 def fs(
     config: Config, image: str, directory: Path, foreground: bool, prefetch: bool, as_json: bool
 ) -> None:

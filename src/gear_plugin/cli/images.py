@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from gear_plugin.cli import output, sources, wiring
+from gear_plugin.cli import clustered, output, sources, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE, ORDINARY_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.errors import BadInput, EngineUnavailable, GearError
@@ -138,7 +138,7 @@ def _output(file: str | None, *, as_json: bool) -> Path | BinaryIO | None:
 @click.argument("image", metavar="IMAGE-gear[:TAG]", type=GEAR_IMAGE)
 @click.option("--create-store", is_flag=True, help="Make a store in a folder that exists.")
 @output.as_json
-@click.pass_obj
+@clustered.pass_config
 def push(config: Config, image: str, create_store: bool, as_json: bool) -> None:
     """
     Publish a Gear image that was built here.
@@ -219,7 +219,8 @@ _TITLES = ("IMAGE", "INDEX", "OBJECTS", "SIZE", "BUILT", "WHERE", "CACHED")
 def _records(config: Config) -> tuple[list[ImageRecord], GearError | None]:
     """The catalog's records; none, and why, when it does not answer."""
     try:
-        return wiring.ask_catalog(config, lambda catalog: catalog.list_images()) or [], None
+        there = clustered.in_cluster(config)
+        return wiring.ask_catalog(there, lambda catalog: catalog.list_images()) or [], None
     except GearError as error:
         return [], error
 

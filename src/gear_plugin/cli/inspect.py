@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import clustered, output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.errors import GearError, ImageNotFound
@@ -36,7 +36,7 @@ found_in = click.option(
 @click.option("--files", is_flag=True, help="List every path, with size and digest.")
 @found_in
 @output.as_json
-@click.pass_obj
+@clustered.pass_store
 def inspect(config: Config, image: str, files: bool, place: str | None, as_json: bool) -> None:
     """
     Show all about one Gear image.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gear_plugin import log as logs
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import clustered, output, wiring
 from gear_plugin.cluster import Settings, Token, parse_address
 from gear_plugin.config import Config
 from gear_plugin.durable import write_once
@@ -118,7 +118,7 @@ def token(config: Config) -> None:
 
 @click.command()
 @output.as_json
-@click.pass_obj
+@clustered.pass_config
 def nodes(config: Config, as_json: bool) -> None:
     """
     List the nodes of the cluster, and whether they answer.

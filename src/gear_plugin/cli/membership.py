@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gear_plugin.cluster import Settings, Token, parse_address
+from gear_plugin.cli import clustered
+from gear_plugin.cluster import Settings, parse_address
 from gear_plugin.config import Config
 from gear_plugin.content import DirectoryProfiles, DirectoryStore, ObjectSource
 from gear_plugin.content.base import Peers
-from gear_plugin.content.calls import Calls
 from gear_plugin.content.chosen import ChosenStore
 from gear_plugin.content.nfs_address import is_nfs
 from gear_plugin.content.peer import HomesSource, ManagerSource
@@ -22,9 +22,7 @@ from gear_plugin.content.starts import Profiles
 from gear_plugin.errors import BadConfig, BadRequest, StorageUnavailable
 from gear_plugin.jobs.joined import Joined
 from gear_plugin.jobs.store_setting import Mount, StoreSetting
-from gear_plugin.jobs.tls import Tls
 
-MANAGER_PORT = 2019
 _SHARE_OF_STALL = 0.75
 """A node is given up a little before the fetch gives all of them up, so that it is set aside."""
 
@@ -47,16 +45,9 @@ def membership(config: Config, mount: Mount) -> Membership:
     Raises BadConfig (settings manager, token, advertise, listen, tls_*) and
     StorageUnavailable (the main folder cannot be written).
     """
-    if not config.token:
-        raise BadConfig(
-            "setting 'manager' wants 'token' too; `gear token` on the manager's machine prints it"
-        )
-    token = Token.parse(config.token)
-    manager = with_port("manager", config.manager, MANAGER_PORT)
-    tls = Tls.of(config.tls_cert, config.tls_key, config.tls_ca)
-    context = tls.client_context() if tls is not None else None
+    token, manager = clustered.token_of(config), clustered.manager_address(config)
     stall_s = config.fetch_stall_s * _SHARE_OF_STALL
-    to_manager, to_nodes = (Calls(token, tls=context, stall_s=stall_s) for _ in range(2))
+    to_manager, to_nodes = (clustered.calls(config, token, stall_s=stall_s) for _ in range(2))
     store, profiles, on_settings = _store(config, mount)
     try:
         joined = Joined(
@@ -82,18 +73,6 @@ def membership(config: Config, mount: Mount) -> Membership:
     return Membership(joined, peers, [store, ManagerSource(to_manager, manager)], profiles)
 
 
-def with_port(setting: str, value: str, port: int) -> str:
-    """*value* (`HOST` or `HOST:PORT`) with a port; raises BadConfig."""
-    has_port = value.rpartition(":")[2].isdigit() and (value.count(":") == 1 or "]:" in value)
-    try:
-        address = parse_address(value if has_port else f"{value}:{port}")
-    except BadRequest as error:
-        raise BadConfig(f"setting {setting!r}: not HOST or HOST:PORT: {value!r:.80}") from error
-    if address.startswith(":"):
-        raise BadConfig(f"setting {setting!r}: no host in {value!r}")
-    return address
-
-
 def _address(config: Config) -> str:
     """What the manager is told: where the others reach this node's port."""
     try:
@@ -101,7 +80,7 @@ def _address(config: Config) -> str:
     except BadRequest as error:
         raise BadConfig(f"setting 'listen': not HOST:PORT: {config.listen!r:.80}") from error
     if config.advertise:
-        return with_port("advertise", config.advertise, port)
+        return clustered.with_port("advertise", config.advertise, port)
     return f":{port}"
 
 
@@ -131,10 +110,15 @@ def _store(
     config: Config, mount: Mount
 ) -> tuple[ObjectSource, Profiles, Callable[[Settings], None]]:
     """The node's own store if one is set, else the one that the cluster names."""
-    if config.store != Config.model_fields["store"].default:
+    if config.is_own("store"):
         return *own_store(config, mount), lambda _settings: None
     chosen = ChosenStore()
-    return chosen, chosen, _setting(config, chosen, mount).apply
+    setting = _setting(config, chosen, mount)
+
+    def apply(settings: Settings) -> None:
+        setting.apply(replace(settings, store=clustered.with_settings(config, settings).store))
+
+    return chosen, chosen, apply
 
 
 def _setting(config: Config, chosen: ChosenStore, mount: Mount) -> StoreSetting:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin import __version__
-from gear_plugin.cli import wiring
+from gear_plugin.cli import clustered, wiring
 from gear_plugin.config import ENV_PREFIX, Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
@@ -273,6 +273,8 @@ class _Node:
         config = self._config
         stores = self.stores()
         plan = stores.plan
+        named = clustered.remembered(config.root) if config.manager else None
+        places = clustered.with_settings(config, named) if named else config
         return [
             ("Gear Version", __version__),
             ("Root Dir", str(config.root)),
@@ -280,7 +282,7 @@ class _Node:
             ("Index Mounts", "loop device" if plan.loop_index else "file"),
             ("Gear Images", str(sum(1 for _ in NodeImages(config.root)))),
             ("Volumes", str(len(stores.volumes.all()))),
-            ("Object Store", config.store),
-            ("Catalog", config.catalog),
+            ("Object Store", places.store),
+            ("Catalog", places.catalog),
             ("Cache Limit", str(config.cache_limit) if config.cache_limit else "none"),
         ]

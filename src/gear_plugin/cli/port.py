@@ -8,7 +8,6 @@ however much is being sent to other nodes.  It ends with the client process.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -23,9 +22,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gear_plugin.cli import node, sources, wiring
+from gear_plugin.cli import clustered, node, sources, wiring
 from gear_plugin.cli.supervisor import Child
-from gear_plugin.cluster import Settings, Token, parse_address
+from gear_plugin.cluster import Settings, parse_address
 from gear_plugin.config import Config
 from gear_plugin.content import LocalClient
 from gear_plugin.digest import Digest
@@ -97,7 +96,7 @@ def beside(config: Config) -> Iterator[None]:
     if not config.manager:
         yield
         return
-    _token(config)
+    clustered.token_of(config)
     _host_and_port(config.listen)
     environ = {**os.environ, **node.as_environment(config)}
     keeper = PortKeeper([*_SELF, "run-port"], environ)
@@ -144,14 +143,16 @@ def port_app(config: Config) -> Flask:
     from gear_plugin.api.uploads import Uploads
 
     def command(verb: str, image: ImageId) -> list[str]:
-        there = in_cluster(config)
+        settings = clustered.remembered(config.root) or Settings()
+        there = clustered.with_settings(config, settings)
+        clustered.check_catalog(there, settings)
         places = ("--store", there.store, "--catalog", there.catalog)
         source = ("--from", _image_source(config)) if verb == "build" else ()
         return [*_SELF, *places, verb, str(image), *source, "--json"]
 
     return client_app(
         Collaborators(
-            token=_token(config),
+            token=clustered.token_of(config),
             client=node.local_client(config),
             quick_client=LocalClient(config.run / "client.sock", _QUICK_S),
             root=config.root,
@@ -206,41 +207,11 @@ def _catalog(config: Config) -> Catalog:
     """The catalog, never made here."""
     from gear_plugin.catalog import catalog_file
 
-    there = in_cluster(config)
+    there = clustered.with_settings(config, clustered.remembered(config.root) or Settings())
     file = catalog_file(there.catalog)
     if file is not None and not file.exists():
         raise ContentNotFound("this node has no catalog, so object ids stand for nothing here")
     return wiring.catalog(there)
-
-
-def in_cluster(config: Config) -> Config:
-    """
-    *config* with the store and the catalog that the cluster names, where the
-    node's own settings name none.
-    """
-    settings = _cluster_settings(config.root)
-    on_nfs = settings.store.startswith("nfs://")  # the client process mounts it there
-    named = {
-        "store": str(config.root / "nfs") if on_nfs else settings.store,
-        "catalog": settings.catalog,
-    }
-    fields = Config.model_fields
-    return config.model_copy(
-        update={
-            key: value
-            for key, value in named.items()
-            if value and getattr(config, key) == fields[key].default
-        }
-    )
-
-
-def _cluster_settings(root: Path) -> Settings:
-    """Those that the manager gave when this node last joined; empty ones if it never did."""
-    with contextlib.suppress(OSError, ValueError, BadRequest):
-        found = json.loads((root / "cluster.json").read_bytes())
-        if isinstance(found, dict):
-            return Settings.from_json(found.get("settings"))
-    return Settings()
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:
@@ -249,11 +220,3 @@ def _host_and_port(listen: str) -> tuple[str, int]:
     except BadRequest as error:
         raise BadConfig(f"setting 'listen': not HOST:PORT: {listen!r}") from error
     return host.strip("[]") or "0.0.0.0", int(number)  # noqa: S104 - that is what a port is for
-
-
-def _token(config: Config) -> Token:
-    if not config.token:
-        raise BadConfig(
-            "setting 'manager' wants 'token' too; `gear token` on the manager's machine prints it"
-        )
-    return Token.parse(config.token)

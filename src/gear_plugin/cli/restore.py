@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import clustered, output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.cli.inspect import found_in
 from gear_plugin.config import Config
@@ -31,7 +31,7 @@ from gear_plugin.names import ImageId
 @click.option("--replace", is_flag=True, help="Take the name of an image that the engine has.")
 @found_in
 @output.as_json
-@click.pass_obj
+@clustered.pass_store
 def restore(
     config: Config,
     image: str,

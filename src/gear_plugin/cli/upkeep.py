@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gear_plugin.cli import output, wiring
+from gear_plugin.cli import clustered, output, wiring
 from gear_plugin.cli.completion import GEAR_IMAGE
 from gear_plugin.config import Config
 from gear_plugin.errors import BadConfig, GearError, ImageNotFound, SourceUnavailable
@@ -23,6 +24,7 @@ from gear_plugin.names import ImageId
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
     from gear_plugin.content import ObjectSource
+    from gear_plugin.content.peer import CachedCopies
     from gear_plugin.digest import Digest
     from gear_plugin.jobs import Progress
     from gear_plugin.jobs.collect import Collection
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 BROKEN = 1
 """The exit code of a verification that leaves something to do."""
 
+_NODE_S = 3.0
+"""A node that does not answer is not asked again soon."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
@@ -52,7 +56,7 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes n
 @click.command("rm")
 @click.argument("images", metavar="IMAGE-gear[:TAG]...", nargs=-1, required=True, type=GEAR_IMAGE)
 @output.as_json
-@click.pass_obj
+@clustered.pass_config
 def remove(config: Config, images: tuple[str, ...], as_json: bool) -> None:
     """
     Remove Gear images from the catalog, and their build folders from this machine.
@@ -123,7 +127,7 @@ def _raise(failures: Sequence[GearError]) -> None:
 )
 @click.option("--everything", is_flag=True, help="Go on if the catalog names no object at all.")
 @output.as_json
-@click.pass_obj
+@clustered.pass_config
 def collect(config: Config, dry_run: bool, grace_s: float, everything: bool, as_json: bool) -> None:
     """
     Remove from the store what no image in the catalog needs.
@@ -190,7 +194,7 @@ def _collected(done: Collection, grace_s: float) -> Iterator[str]:
 @click.option("--cache", "place", flag_value="cache", help="The caches of this machine's nodes.")
 @click.option("--repair", is_flag=True, help="Replace what is damaged, or have it fetched again.")
 @output.as_json
-@click.pass_obj
+@clustered.pass_config
 def verify(
     config: Config, images: tuple[str, ...], place: str, repair: bool, as_json: bool
 ) -> None:
@@ -199,8 +203,9 @@ def verify(
 
     Of the named images alone, or everything there is. Exits with 1 if anything
     is wrong that was not repaired. Good copies come from this machine's caches
-    and build folders; without one, a damaged object is moved out of the way, so
-    that the next `gear push` of its image stores it again.
+    and build folders and from the cluster's nodes; without one, a damaged object
+    is moved out of the way, so that the next `gear push` of its image stores it
+    again.
 
     \b
         gear verify
@@ -233,7 +238,7 @@ def _verify_store(
     with_copies = None
     if repair:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gear-verify-"))
-        with_copies = Repair(_good_copies(config), Path(scratch))
+        with_copies = Repair(_GoodCopies(config), Path(scratch))
     return verify_store(
         wiring.store_folder(config),
         _needs(config, names, progress, stack),
@@ -290,14 +295,49 @@ def _original(name: ImageId) -> ImageId:
     return name.original if name.is_gear else name
 
 
-def _good_copies(config: Config) -> list[ObjectSource]:
-    """Where good copies are looked for: this machine's caches, and what was built here."""
-    from gear_plugin.content import FileSource
+class _GoodCopies:
+    """
+    Where good copies are looked for: this machine's caches, what was built here,
+    and the caches of the cluster's nodes, which are looked up when they are needed.
+    """
 
-    folders = [(f"cache of {node.name}", node.root / "public") for node in wiring.nodes(config)]
-    builds = sorted((config.root / "build").glob("*/files"))
-    folders += [(f"build {path.parent}", path) for path in builds]
-    return [FileSource(name, path) for name, path in folders]
+    def __init__(self, config: Config) -> None:
+        from gear_plugin.content import FileSource
+
+        self._config = config
+        folders = [(f"cache of {node.name}", node.root / "public") for node in wiring.nodes(config)]
+        builds = sorted((config.root / "build").glob("*/files"))
+        folders += [(f"build {path.parent}", path) for path in builds]
+        self._here = [FileSource(name, path) for name, path in folders]
+        self._lock = threading.Lock()
+        self._nodes: CachedCopies | None = None
+
+    def __call__(self, digest: Digest) -> Iterator[ObjectSource]:
+        yield from self._here
+        with self._lock:
+            if self._nodes is None:
+                self._nodes = _nodes_of(self._config)
+        yield from self._nodes.sources(digest)
+
+
+def _nodes_of(config: Config) -> CachedCopies:
+    """The cluster that the catalog knows, if there is one that can be asked."""
+    from gear_plugin.catalog import Roster
+    from gear_plugin.cluster import Members, Token
+    from gear_plugin.content.peer import CachedCopies
+
+    def ask(roster: Roster) -> tuple[Token | None, Members]:
+        members = roster.members()
+        # A cluster gets its token from whoever asks first.
+        return (roster.identity() if members.nodes else None), members
+
+    token, members = None, Members(0, ())
+    try:
+        token, members = wiring.ask_roster(config, ask)
+    except GearError as error:
+        print(f"gear: other nodes are not asked for good copies: {error}", file=sys.stderr)
+    calls = clustered.calls(config, token or Token.new(), connect_s=_NODE_S, stall_s=_NODE_S)
+    return CachedCopies(calls, members)
 
 
 def _problem(problem: Problem) -> str:

@@ -28,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from gear_plugin.cluster import Member, Members, route
 from gear_plugin.content.aside import Aside
-from gear_plugin.content.base import Group, Record
+from gear_plugin.content.base import Group, ObjectSource, Record
 from gear_plugin.content.calls import Body, Calls, failure, release
 from gear_plugin.content.fetch import peer_patience_s
 from gear_plugin.content.rate import RateLimit
@@ -63,19 +63,55 @@ class ManagerSource:
         self.name = f"manager {address}"
         self._calls = calls
         self._address = address
-        self._limit = RateLimit(0)
 
     @contextlib.contextmanager
     def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
         response = self._calls.post(self._address, f"/get/{digest}")
-        error = failure(response, self._address)
-        if error is not None:
-            raise _as_source(error, f"the manager has no object {digest}")
-        body = Body(response, self._address, self._calls.stall_s, self._limit)
+        missing = f"the manager has no object {digest}"
+        with _opened(response, self._address, missing, self._calls.stall_s) as pieces:
+            yield pieces
+
+
+class CachedCopies:
+    """
+    What the live ones of *members* have in their caches, for repairs.
+
+    None of them goes to the store for it.  A node that does not answer is set
+    aside, so that thousands of objects do not wait for it one by one.
+    """
+
+    def __init__(self, calls: Calls, members: Members) -> None:
+        self._calls = calls
+        self._members = members
+        self._aside = Aside()
+
+    def sources(self, digest: Digest) -> Iterator[ObjectSource]:
+        """The nodes, those first that are most likely to have it."""
+        for member in self._members.homes(digest, len(self._members.live())):
+            if member.node not in self._aside:
+                yield _CachedCopy(self._calls, member, self._aside)
+
+
+class _CachedCopy:
+    """What one node has in its cache."""
+
+    def __init__(self, calls: Calls, member: Member, aside: Aside) -> None:
+        self.name = f"cache of node {member.address}"
+        self._calls = calls
+        self._member = member
+        self._aside = aside
+
+    @contextlib.contextmanager
+    def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
+        address, begun_s = self._member.address, self._aside.now_s()
+        missing = f"{address} has not cached {digest}"
         try:
-            yield body.pieces()
-        finally:
-            body.close()
+            response = self._calls.post(address, f"/download/{digest}?cached=1")
+        except SourceUnavailable:
+            self._aside.fault(self._member.node, begun_s)
+            raise
+        with _opened(response, address, missing, self._calls.stall_s) as pieces:
+            yield pieces
 
 
 class HomesSource:
@@ -319,6 +355,21 @@ class _Attempt:
         if is_given_up or self.error is not None:
             self.close()
         self._answers.put(self)
+
+
+@contextlib.contextmanager
+def _opened(
+    response: BaseHTTPResponse, address: str, missing: str, stall_s: float
+) -> Iterator[Iterator[bytes]]:
+    """The object in *response*; raises as `ObjectSource.read`, ContentNotFound with *missing*."""
+    error = failure(response, address)
+    if error is not None:
+        raise _as_source(error, missing)
+    body = Body(response, address, stall_s, RateLimit(0))
+    try:
+        yield body.pieces()
+    finally:
+        body.close()
 
 
 def _records(group: Group, body: Body) -> Iterator[Record]:

@@ -96,9 +96,12 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """That damage is to be repaired: from *sources*, by way of the folder *scratch*."""
+    """
+    That damage is to be repaired: from one of the *sources* for an object,
+    asked in their order from any thread, by way of the folder *scratch*.
+    """
 
-    sources: Sequence[ObjectSource]
+    sources: Callable[[Digest], Iterable[ObjectSource]]
     scratch: Path
 
 
@@ -297,7 +300,7 @@ class _StoreChecker(_Problems):
     def _replace(self, digest: Digest, repair: Repair) -> bool:
         """Put a good copy into the store, if a source has one."""
         copy = repair.scratch / f"{digest.hex}-{threading.get_ident()}"
-        for source in repair.sources:
+        for source in repair.sources(digest):
             try:
                 with storage_full(copy), copy.open("wb") as out, source.read(digest) as chunks:
                     _check_hash(digest, _copied(chunks, out.write), self._moved)

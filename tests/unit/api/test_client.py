@@ -99,6 +99,19 @@ def test_download_gets_what_is_missing(node: PortNode) -> None:
     assert node.client.obtained == [(digest, 9)]
 
 
+def test_download_of_what_is_cached_alone(node: PortNode) -> None:
+    """
+    Nothing is got for it.
+    """
+    digest = Digest.of(b"elsewhere")
+    node.client.elsewhere[digest] = b"elsewhere"
+    answer = node.http.post(f"/download/{digest}?cached=1")
+    assert failure(answer) == (404, "ContentNotFound")
+    assert node.client.obtained == []
+    answer = node.http.post(f"/download/{node.publish(b'here')}?cached=1")
+    assert (answer.status_code, answer.data) == (200, b"here")
+
+
 def test_download_by_object_id_says_the_content_id(node: PortNode) -> None:
     """
     The asker could not verify it otherwise.

@@ -157,6 +157,15 @@ def test_a_node_that_joins_gets_all_it_needs(cluster: Cluster) -> None:
     }
 
 
+def test_settings_are_told_to_who_does_not_join(cluster: Cluster) -> None:
+    """As `POST /join` has them; and no node is there afterwards."""
+    assert cluster.client().get("/settings").json == {
+        "cluster": cluster.manager.token.cluster,
+        "settings": {"store": "nfs://10.0.0.9/gear", "catalog": "etcd://10.0.0.8"},
+    }
+    assert cluster.client().get("/nodes").json["nodes"] == []  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("host", "address"),
     [("fd00::7", "[fd00::7]:2020"), ("::ffff:10.0.0.7", "10.0.0.7:2020")],

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from gear_plugin.cli import wiring
+from gear_plugin.cli.clustered import with_port
 from gear_plugin.cli.leave import leave
-from gear_plugin.cli.membership import Membership, membership, with_port
+from gear_plugin.cli.membership import Membership, membership
 from gear_plugin.cli.node import local_server
 from gear_plugin.cluster import Settings
 from gear_plugin.config import Config

@@ -166,24 +166,6 @@ def settings(root: Path, store: str, catalog: str) -> None:
     (root / "cluster.json").write_text(json.dumps(answer))
 
 
-def test_the_cluster_names_store_and_catalog(tmp_path: Path) -> None:
-    """
-    Unless the node's own settings do.
-    """
-    config = Config(root=tmp_path)
-    assert port.in_cluster(config) == config
-    settings(tmp_path, "nfs://server/export", "etcd://e")
-    there = port.in_cluster(config)
-    assert (there.store, there.catalog) == (f"{tmp_path}/nfs", "etcd://e")
-    settings(tmp_path, "/mnt/store", "")
-    there = port.in_cluster(config)
-    assert (there.store, there.catalog) == ("/mnt/store", config.catalog)
-    own = Config(root=tmp_path, store="/own", catalog="etcd://own")
-    assert port.in_cluster(own) == own
-    (tmp_path / "cluster.json").write_text("[")
-    assert port.in_cluster(config) == config
-
-
 def test_a_catalog_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """
     Object ids stand for nothing then.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 
 from gear_plugin import cli
 from gear_plugin import log as logs
+from gear_plugin.catalog import open_roster
 from gear_plugin.cli import wiring
+from gear_plugin.cluster import Token
 from gear_plugin.content import Cache, DirectoryStore
 from gear_plugin.digest import Digest
 from gear_plugin.names import ImageId
 from tests.unit.cli.test_images import FACTS
+from tests.unit.content.nodes import TOKEN, FakeNode, running
 from tests.unit.jobs.pushing import Machine
 
 ONE, TWO = ImageId.parse("app:1"), ImageId.parse("app:2")
@@ -196,6 +201,64 @@ def test_verify_repairs_from_a_cache(gear: Gear) -> None:
     assert (problem["action"], problem["images"]) == ("replaced", ["app-gear:1"])
     with DirectoryStore(gear.store).read(Digest.of(FIRST)) as chunks:
         assert b"".join(chunks) == FIRST
+
+
+@pytest.fixture
+def nodes(gear: Gear) -> Iterator[list[FakeNode]]:
+    """Two in a cluster, and one that is dead, of which nothing here knows."""
+    with pytest.MonkeyPatch.context() as patch, running(2) as found:
+        patch.setattr(Token, "new", lambda: TOKEN)
+        with closing(open_roster(gear.catalog, timeout_s=5)) as roster:
+            roster.identity()
+            for node in found:
+                roster.join(node.member.node, node.address)
+            roster.join("d" * 32, "127.0.0.1:1")
+        yield found
+
+
+def test_verify_repairs_from_the_nodes(gear: Gear, nodes: list[FakeNode]) -> None:
+    """
+    Whichever has it, and only if it has it; what one says is not believed.
+    """
+    bad, good = nodes
+    bad.answer = lambda request, _digest: request.send(b"wrong")
+    good.put(FIRST)
+    for path in gear.root.glob("build/*/files/*/*"):
+        os.unlink(path)
+    damage(gear.path(FIRST))
+    damage(gear.path(SECOND))
+    problems = {
+        p["digest"]: p["action"] for p in gear.json("verify", "--repair", code=1)["problems"]
+    }
+    assert problems == {
+        str(Digest.of(FIRST)): "replaced",
+        str(Digest.of(SECOND)): "moved aside",
+    }
+    assert gear.path(FIRST).read_bytes() == FIRST
+    assert f"/download/{Digest.of(FIRST)}?cached=1" in good.requests
+
+
+def test_verify_asks_no_node_without_need(gear: Gear, nodes: list[FakeNode]) -> None:
+    damage(gear.path(FIRST))
+    (problem,) = gear.json("verify", "--repair")["problems"]
+    assert problem["action"] == "replaced"  # from the build folder
+    assert [node.requests for node in nodes] == [[], []]
+
+
+def test_verify_makes_no_cluster(gear: Gear) -> None:
+    """
+    Where there is none; a token is made by who asks for it first.
+    """
+    gear.path(FIRST).unlink()
+    for path in gear.root.glob("build/*/files/*/*"):
+        os.unlink(path)
+    gear("verify", "--repair", code=1)
+    with (
+        closing(open_roster(gear.catalog, timeout_s=5)) as roster,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(Token, "new", lambda: TOKEN)
+        assert roster.identity() == TOKEN
 
 
 def test_verify_of_a_cache(gear: Gear) -> None:

@@ -24,9 +24,17 @@ class _Request(BaseHTTPRequestHandler):
             self._reply(found)
 
     def do_GET(self) -> None:
-        if self._is_let_in():
-            query = parse_qs(urlsplit(self.path).query)
-            self._reply(self.server.nodes(int(query["version"][0]), float(query["wait"][0])))
+        if not self._is_let_in():
+            return
+        url = urlsplit(self.path)
+        if url.path == "/settings":
+            server = self.server
+            cluster = server.token.cluster
+            self._reply({"cluster": cluster, "settings": server.settings.as_json()})
+        else:
+            query = parse_qs(url.query)
+            version = int(query.get("version", ["-1"])[0])
+            self._reply(self.server.nodes(version, float(query.get("wait", ["0"])[0])))
 
     def _is_let_in(self) -> bool:
         with self.server.changed:

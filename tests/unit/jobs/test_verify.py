@@ -59,7 +59,7 @@ class Place:
             needs,
             Recorder(),
             everything=everything,
-            repair=Repair(sources, self.scratch) if repair else None,
+            repair=Repair(lambda _digest: sources, self.scratch) if repair else None,
         )
 
     def read(self, content: bytes) -> bytes:

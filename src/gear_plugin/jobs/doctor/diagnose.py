@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gear_plugin.catalog import Catalog
+from gear_plugin.cluster import Members, Settings
 from gear_plugin.config import Config
 from gear_plugin.content.nfs_address import store_folder
 from gear_plugin.errors import GearError
@@ -17,7 +18,12 @@ from gear_plugin.jobs.doctor.engine import check_engine
 from gear_plugin.jobs.doctor.finding import Finding, fix
 from gear_plugin.jobs.doctor.kernel import check_features, check_fuse, check_way
 from gear_plugin.jobs.doctor.places import check_root, check_store
-from gear_plugin.jobs.doctor.services import check_catalog, check_client, check_registry
+from gear_plugin.jobs.doctor.services import (
+    check_catalog,
+    check_client,
+    check_cluster,
+    check_registry,
+)
 from gear_plugin.jobs.engine_facts import EngineFacts, ask_engine
 from gear_plugin.jobs.nodes import find_nodes
 
@@ -37,6 +43,8 @@ class Patient:
     environ: Mapping[str, str]
     open_catalog: Callable[[], Catalog]
     registry: str | None = None
+    ask_cluster: Callable[[], tuple[Settings, Members]] | None = None
+    """What the manager says; None: there is no cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,8 @@ def diagnose(patient: Patient, *, timeout_s: float) -> list[Finding]:
         _Check("catalog", partial(check_catalog, config.catalog, patient.open_catalog), _START_IT),
         _Check("store", partial(check_store, folder), _ASK_SERVER),
     ]
+    if patient.ask_cluster is not None:
+        first.append(_Check("cluster", partial(check_cluster, patient.ask_cluster), _ASK_SERVER))
     if patient.registry:
         registry = partial(check_registry, patient.registry)
         first.append(_Check(f"registry {patient.registry}", registry, _ASK_SERVER))

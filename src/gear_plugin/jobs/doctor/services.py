@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gear_plugin.catalog import Catalog, catalog_file
+from gear_plugin.cluster import Members, Settings
 from gear_plugin.content import LocalClient
-from gear_plugin.errors import BadConfig, GearError
+from gear_plugin.errors import AccessDenied, BadConfig, GearError
 from gear_plugin.jobs.doctor.finding import Finding, fix, ok, skip, warn
 from gear_plugin.jobs.nodes import NodePlace
 
@@ -44,6 +45,31 @@ def check_catalog(url: str, open_catalog: Callable[[], Catalog]) -> Iterator[Fin
         yield fix(check, str(error), "start it, or set --catalog")
     else:
         yield ok(check, f"{url} answers; images: {images}")
+
+
+def check_cluster(ask: Callable[[], tuple[Settings, Members]]) -> Iterator[Finding]:
+    """The manager of the settings, by what it says of the cluster."""
+    check = "cluster"
+    try:
+        settings, members = ask()
+    except AccessDenied as error:
+        yield fix(check, str(error), "set token to what `gear token` prints on its machine")
+    except BadConfig as error:
+        yield fix(check, str(error), "see docs/settings.md")
+    except GearError as error:
+        yield fix(check, str(error), "start `gear manager` there, or set another manager")
+    else:
+        store = settings.store or "each node's own"
+        live, nodes = len(members.live()), len(members.nodes)
+        detail = f"{live} of {nodes} nodes are live; store: {store}"
+        if settings.catalog or not settings.store:
+            yield ok(check, f"{detail}; catalog: {settings.catalog or 'own'}")
+        else:
+            yield warn(
+                check,
+                f"{detail}; its catalog is a file on the manager's machine",
+                "push there, or keep the catalog in etcd",
+            )
 
 
 def check_registry(host: str) -> Iterator[Finding]:

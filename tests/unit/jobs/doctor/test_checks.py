@@ -21,14 +21,27 @@ import pytest
 
 from gear_plugin import wire
 from gear_plugin.catalog import MemoryCatalog, SqliteCatalog, open_catalog
+from gear_plugin.cluster import Member, Members, Settings
 from gear_plugin.content import DirectoryStore
-from gear_plugin.errors import MountFailed, TimedOut
+from gear_plugin.errors import (
+    AccessDenied,
+    BadConfig,
+    GearError,
+    MountFailed,
+    SourceUnavailable,
+    TimedOut,
+)
 from gear_plugin.jobs.apart import run_apart
 from gear_plugin.jobs.doctor import Finding, Status, kernel
 from gear_plugin.jobs.doctor.engine import check_engine
 from gear_plugin.jobs.doctor.kernel import check_features, check_fuse, check_way
 from gear_plugin.jobs.doctor.places import check_root, check_store
-from gear_plugin.jobs.doctor.services import check_catalog, check_client, check_registry
+from gear_plugin.jobs.doctor.services import (
+    check_catalog,
+    check_client,
+    check_cluster,
+    check_registry,
+)
 from gear_plugin.jobs.engine_facts import EngineFacts, PluginFacts
 from gear_plugin.jobs.nodes import NodePlace
 from gear_plugin.rootfs import Feature, Plan, Way
@@ -395,6 +408,41 @@ def test_a_registry(code: int, status: Status, words: str) -> None:
         found = only(check_registry(host))
     assert (found.check, found.status) == (f"registry {host}", status)
     assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [
+        (Settings("nfs://s/e", "etcd://e"), OK, "1 of 2 nodes are live; store: nfs://s/e; catalog"),
+        (Settings("", ""), OK, "each node's own; catalog: own"),
+        (Settings("/mnt/store", ""), WARN, "a file on the manager's machine"),
+    ],
+)
+def test_a_cluster(settings: Settings, status: Status, words: str) -> None:
+    """
+    What it has for its nodes, and who is there.
+    """
+    nodes = (Member("1" * 32, "a:1"), Member("2" * 32, "b:1", is_live=False))
+    found = only(check_cluster(lambda: (settings, Members(1, nodes))))
+    assert (found.check, found.status) == ("cluster", status)
+    assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (AccessDenied("the cluster's token is missing"), "gear token"),
+        (SourceUnavailable("m:2019 cannot be asked"), "gear manager"),
+        (BadConfig("setting 'manager' wants 'token' too"), "docs/settings.md"),
+    ],
+)
+def test_a_cluster_that_is_not_to_be_had(error: GearError, remedy: str) -> None:
+    def ask() -> tuple[Settings, Members]:
+        raise error
+
+    found = only(check_cluster(ask))
+    assert (found.status, found.detail) == (FIX, str(error))
+    assert remedy in found.remedy
 
 
 def test_a_registry_that_is_not_there() -> None:
