@@ -217,16 +217,13 @@ class Fleet:
         self, *words: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `gear WORDS...` on the manager's machine, with *environ* added to the settings."""
-        command = inside(netns(0), [sys.executable, "-m", "gear_plugin", *words])
-        done = subprocess.run(
-            command,
-            env={**self.environment(), **(environ or {})},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done
+        return _gear(0, words, {**self.environment(), **(environ or {})})
+
+    def gear_elsewhere(self, number: int, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `gear WORDS...` on a machine beside node *number* that knows the manager alone."""
+        values = {"ROOT": self._base / f"elsewhere-{number}", "MANAGER": address(0)}
+        values |= {"RUN": self._base / "nowhere", "TOKEN": self.token}
+        return _gear(number, words, {**os.environ, **{f"GEAR_{k}": str(values[k]) for k in values}})
 
     def start_manager(self, port: int = MANAGER_PORT) -> None:
         """Start a manager, and wait until it answers."""
@@ -315,6 +312,15 @@ class Fleet:
         by_id = {node.node_id(): node for node in self.nodes}
         members = [Member(node, by_id[node].address) for node in by_id]
         return [by_id[member.node] for member in homes(Digest.from_hex(digest), members)]
+
+
+def _gear(
+    number: int, words: Sequence[str], environ: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    command = inside(netns(number), [sys.executable, "-m", "gear_plugin", *words])
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def in_namespace(name: str, action: Callable[[], _T]) -> _T:

@@ -5,6 +5,7 @@ goes on when any part of the cluster dies, lies or hangs.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gear_plugin.digest import Digest
 from tests.cluster.conftest import read_everywhere
 from tests.cluster.fleet import MANAGER_PORT, ClusterNode, Fleet, Image
 from tests.cluster.network import address
@@ -330,3 +332,21 @@ def reads_well(path: Path, content: bytes) -> bool:
         return path.read_bytes() == content
     except OSError:
         return False
+
+
+def test_a_damaged_store_is_repaired_from_the_nodes(fleet: Fleet) -> None:
+    """
+    By who knows the manager alone, and has no copy of anything.
+    """
+    image = Image.random("damaged")
+    fleet.publish(image)
+    read_everywhere(image, fleet.nodes[:1])
+    digest = Digest.of(image.files["f003"])
+    stored = fleet.store / "objects" / digest.shard_path
+    stored.chmod(0o644)
+    stored.write_bytes(b"damaged")
+    done = fleet.gear_elsewhere(fleet.nodes[-1].number, "verify", "--repair", "--json")
+    found = {one["digest"]: one["action"] for one in json.loads(done.stdout)["problems"]}
+    assert found == {str(digest): "replaced"}
+    assert stored.read_bytes() == image.files["f003"]
+    assert f"store {fleet.store}" in done.stderr

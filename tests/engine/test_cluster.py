@@ -199,7 +199,8 @@ def test_running_containers_miss_neither_manager_nor_etcd(cluster: Cluster) -> N
 
 def test_two_nodes_take_in_one_image_at_once(cluster: Cluster) -> None:
     """
-    `POST /upload` on both: each builds and pushes it, and the result runs.
+    `POST /upload` on both: each builds and pushes it into the cluster's
+    catalog, and the result runs.
     """
     original = cluster.original("web2")
     path = "/upload/" + original.rpartition(":")[0] + "/1"
@@ -220,6 +221,8 @@ def test_two_nodes_take_in_one_image_at_once(cluster: Cluster) -> None:
         [state(number) for number in ENGINES]
     )
     ref = f"{cluster.registry.address}/web2-gear:1"
+    listed = json.loads(cluster.fleet.gear("images", "--json").stdout)
+    assert [one["pushed"] for one in listed if one["gear_image"] == ref] == [True]
     task = TASKS["web2"]
     for engine in cluster.engines.values():
         engine.docker("pull", "-q", ref)
