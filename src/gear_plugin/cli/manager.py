@@ -160,12 +160,13 @@ class _Work:
         """The app, and the threads behind it: one that looks for news, one that checks nodes."""
         from gear_plugin.api.manager import STORE_PLACES, Manager, manager_app
         from gear_plugin.api.metrics import CheckTimes
+        from gear_plugin.cli.membership import keep_mounted, mount_store
         from gear_plugin.content import DirectoryStore, Relay
         from gear_plugin.content.nfs_address import store_folder
         from gear_plugin.jobs.lookout import Lookout
 
         config = self.config
-        self._keep_store()
+        keep_mounted(config, mount_store)
         roster = wiring.roster(config)
         token, times = roster.identity(), CheckTimes()
         lookout = Lookout(roster, limit=_WAITING)
@@ -184,14 +185,6 @@ class _Work:
         )
         self._check(roster, token, lookout, times)
         return manager_app(made)
-
-    def _keep_store(self) -> None:
-        """Have a store on NFS mounted for as long as this process lives."""
-        from gear_plugin.content.nfs_address import is_nfs
-        from gear_plugin.jobs.nfs_keeper import NfsKeeper
-
-        if is_nfs(self.config.store):
-            NfsKeeper(lambda: wiring.store_folder(self.config)).start()
 
     def _check(self, roster: Roster, token: Token, lookout: Lookout, times: CheckTimes) -> None:
         """Start the checks of nodes; they end with `end`."""

@@ -15,12 +15,13 @@ from gear_plugin.config import Config
 from gear_plugin.content import DirectoryProfiles, DirectoryStore, ObjectSource
 from gear_plugin.content.base import Peers
 from gear_plugin.content.chosen import ChosenStore
-from gear_plugin.content.nfs_address import is_nfs
+from gear_plugin.content.nfs_address import NfsAddress, is_nfs
 from gear_plugin.content.peer import HomesSource, ManagerSource
 from gear_plugin.content.rate import RateLimit
 from gear_plugin.content.starts import Profiles
 from gear_plugin.errors import BadConfig, BadRequest, StorageUnavailable
 from gear_plugin.jobs.joined import Joined
+from gear_plugin.jobs.nfs_mount import ensure_mounted
 from gear_plugin.jobs.store_setting import Mount, StoreSetting
 
 _SHARE_OF_STALL = 0.75
@@ -94,6 +95,17 @@ def _is_served(listen: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def mount_store(address: str, target: Path, timeout_s: float) -> None:
+    """Mount a store on NFS, to be written too; a `Mount`."""
+    ensure_mounted(NfsAddress.parse(address), target, timeout_s, read_only=False)
+
+
+def keep_mounted(config: Config, mount: Mount) -> None:
+    """Have the settings' store, if it is on NFS, mounted for as long as this process lives."""
+    if is_nfs(config.store):
+        _setting(config, ChosenStore(), mount).apply(Settings(config.store))
 
 
 def own_store(config: Config, mount: Mount) -> tuple[ObjectSource, Profiles]:

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gear_plugin import __version__
@@ -85,7 +84,7 @@ def usable_folders() -> Iterator[None]:
 def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
-    from gear_plugin.cli.membership import membership, own_store
+    from gear_plugin.cli.membership import membership, mount_store, own_store
     from gear_plugin.content import Cache, Fetcher, Starts
 
     images = NodeImages(config.root)
@@ -100,11 +99,11 @@ def local_server(config: Config) -> LocalServer:
     sources: Sequence[ObjectSource]
     peers = joined = None
     if config.manager:
-        member = membership(config, _mount_store)
+        member = membership(config, mount_store)
         peers, sources, profiles = member.peers, member.sources, member.profiles
         joined = member.joined
     else:
-        store, profiles = own_store(config, _mount_store)
+        store, profiles = own_store(config, mount_store)
         sources = [store]
     fetcher = Fetcher(
         cache,
@@ -123,14 +122,6 @@ def local_server(config: Config) -> LocalServer:
     if config.start_profiles:
         starts = Starts(fetcher, profiles, images.object_size, cache.room_bytes)
     return LocalServer(config.run / "client.sock", fetcher, cache, objects_of, starts, joined)
-
-
-def _mount_store(address: str, target: Path, timeout_s: float) -> None:
-    """Mount a store on NFS; to be written, for start profiles."""
-    from gear_plugin.content.nfs_address import NfsAddress
-    from gear_plugin.jobs.nfs_mount import ensure_mounted
-
-    ensure_mounted(NfsAddress.parse(address), target, timeout_s, read_only=False)
 
 
 def lazy_tree(config: Config) -> LazyTree:

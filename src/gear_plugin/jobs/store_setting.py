@@ -79,7 +79,7 @@ class StoreSetting:
         while not superseded.is_set():
             trouble = self._attempt(address)
             if trouble and trouble != last_trouble:
-                log.warning("the cluster's store cannot be mounted: %s", trouble)
+                log.warning("the store cannot be mounted: %s", trouble)
             last_trouble = trouble
             if not trouble:
                 with self._lock:

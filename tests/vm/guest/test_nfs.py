@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
+from gear_plugin.cluster import Settings
 from gear_plugin.content import DirectoryStore
+from gear_plugin.content.chosen import ChosenStore
 from gear_plugin.content.nfs_address import NfsAddress
 from gear_plugin.digest import Digest
 from gear_plugin.errors import Conflict, GearError, MountFailed, SourceUnavailable, TimedOut
 from gear_plugin.jobs.mount_table import Mounted, mounts_at
-from gear_plugin.jobs.nfs_keeper import NfsKeeper
 from gear_plugin.jobs.nfs_mount import ensure_mounted, unmount
+from gear_plugin.jobs.store_setting import StoreSetting
 from gear_plugin.names import ImageId
 from gear_plugin.rootfs import mounts
 from gear_plugin.rootfs import unmount as unmount_any
@@ -195,12 +197,17 @@ def test_a_host_without_a_server_is_said(server: NfsServer, target: Path) -> Non
     print(f"\n  {caught.value}")
 
 
+def mount_briefly(address: str, target: Path, _timeout_s: float) -> None:
+    """As a node does, with less patience."""
+    ensure_mounted(NfsAddress.parse(address), target, 6.0)
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 def test_mounting_never_waits_longer_than_it_may(
     server: NfsServer, target: Path, failure: str
 ) -> None:
     """
-    An error in time; and once the server answers, the keeper has it mounted.
+    An error in time; and who keeps it mounted has it when the server answers.
     """
     fail, mend = FAILURES[failure]
     fail(server)
@@ -212,15 +219,15 @@ def test_mounting_never_waits_longer_than_it_may(
             ensure_mounted(STORE, target, 6.0)
         print(f"\n  {caught.value}")
         assert timer.s < 6.0 + SLACK_S
-        keeper = NfsKeeper(lambda: ensure_mounted(STORE, target, 6.0))
-        keeper.start(wait_s=20.0)
-        assert keeper.trouble
+        keeper = StoreSetting(ChosenStore(), target, target, mount_briefly)
+        keeper.apply(Settings(str(STORE)))
+        time.sleep(8.0)
+        assert mounted_at(target) is None
     finally:
         mend(server)
-    with Timer("the keeper has it"):
-        eventually(lambda: keeper.trouble == "", "it is mounted", timeout_s=RECOVERY_S)
+    with Timer("it is mounted by itself"):
+        eventually(lambda: mounted_at(target), "it is mounted", timeout_s=RECOVERY_S)
     keeper.stop()
-    assert mounted_at(target) is not None
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -243,25 +250,23 @@ def test_a_dead_mount_is_taken_away_at_once(server: NfsServer, target: Path, fai
 def test_push_and_read_through_the_store(server: NfsServer, target: Path, tmp_path: Path) -> None:
     """
     `gear build` and `gear push` on one machine, `gear fs` on another: the same tree.
+    Both mount the store themselves.
     """
     image = ImageId.parse("127.0.0.1:5000/app:1")
     tree = odd_tree(tmp_path, large=False)
     saved = archive(tmp_path, image)
-    writing = tmp_path / "writing"
-    ensure_mounted(STORE, writing, LIMIT_S, read_only=False)
-    ensure_mounted(STORE, target, LIMIT_S)
     registry = Registry(tmp_path / "registry", port=5000)
     registry.start()
     shown = tmp_path / "shown"
     shown.mkdir()
     catalog = f"sqlite://{tmp_path}/catalog.sqlite"
     try:
-        pusher = ("--root", tmp_path / "pusher", "--store", writing, "--catalog", catalog)
+        pusher = ("--root", tmp_path / "pusher", "--store", STORE, "--catalog", catalog)
         gear(*pusher, "build", "--from", saved, image)
         with Timer("gear push to NFS"):
             print(f"\n  {gear(*pusher, 'push', '--create-store', image.gear).stdout}", end="")
         os.environ["GEAR_RUN"] = str(tmp_path / "run")
-        reader = ("--root", target.parent, "--store", target, "--catalog", catalog)
+        reader = ("--root", target.parent, "--store", STORE, "--catalog", catalog)
         gear(*reader, "fs", image.gear, shown)
         with Timer("reading all of it through NFS"):
             found = scan(shown)
