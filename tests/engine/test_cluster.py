@@ -27,7 +27,8 @@ from tests.engine.engine import Engine
 from tests.engine.filetrace import OpenTrace
 from tests.engine.recipes import TASKS
 from tests.engine.registry import Registry
-from tests.engine.world import Node, install, wait_until
+from tests.engine.world import Node, install
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -111,11 +112,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             list(workers.map(join, engines.values()))
         made = Cluster(fleet, registry, builder, engines)
         live = {f"{address(number)}:2020" for number in (*ENGINES, *PLAIN)}
-        wait_until(
+        eventually(
             lambda: {at for at, is_live in fleet.members().items() if is_live} == live,
             what="all four nodes are live",
         )
-        wait_until(
+        eventually(
             lambda: all(knows_all(made, number) for number in (*ENGINES, *PLAIN)),
             what="all four nodes know each other",
         )
@@ -212,7 +213,7 @@ def test_two_nodes_take_in_one_image_at_once(cluster: Cluster) -> None:
         found: dict[str, Any] = cluster.fleet.ask("GET", path, number=number).json()
         return found
 
-    wait_until(
+    eventually(
         lambda: all(state(number)["state"] in ("done", "failed") for number in ENGINES),
         timeout_s=400,
         what="both uploads end",

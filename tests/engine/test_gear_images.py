@@ -31,7 +31,8 @@ from tests.engine.engine import Engine
 from tests.engine.filetrace import OpenTrace
 from tests.engine.images import NAMES, TASKS
 from tests.engine.storewatch import StoreWatch
-from tests.engine.world import Gear, Node, wait_until
+from tests.engine.world import Gear, Node
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -89,7 +90,7 @@ def test_pull_reads_no_object_and_a_task_only_what_it_opens(
     pull(node, pushed[name])
     assert watch.read() == set()
     with running(node.engine, pushed[name]) as container:
-        wait_until(watch.read, what="the first open")
+        eventually(watch.read, what="the first open")
         started = watch.read()
         watch.reset()
         merged = node.inner_root / "containers" / mount_id(node, container) / "merged"

@@ -21,7 +21,8 @@ import pytest
 from tests.engine.engine import Engine
 from tests.engine.plugin import BUILD
 from tests.engine.registry import Registry
-from tests.engine.world import Gear, wait_until
+from tests.engine.world import Gear
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -71,7 +72,7 @@ def legacy(
     with (base / "log").open("wb") as log:
         supervisor = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
     try:
-        wait_until(SOCKET.exists, what="the plugin socket")
+        eventually(SOCKET.exists, what="the plugin socket")
         engine.start("gear-legacy")
         made = Legacy(engine, root, run)
         yield made
@@ -116,10 +117,10 @@ def test_a_hung_fuse_daemon_is_replaced(legacy: Legacy, container: str) -> None:
     hung = legacy.fuse_pid()
     os.kill(hung, signal.SIGSTOP)
     assert python(legacy, container, "json") == 0
-    wait_until(
+    eventually(
         lambda: legacy.fuse_pid() not in (0, hung), timeout_s=5 * WATCHDOG_S, what="a new daemon"
     )
-    wait_until(lambda: python(legacy, container, "sqlite3") == 0, timeout_s=60, what="healing")
+    eventually(lambda: python(legacy, container, "sqlite3") == 0, timeout_s=60, what="healing")
 
 
 def test_a_killed_client_comes_back(legacy: Legacy, container: str) -> None:
@@ -129,8 +130,8 @@ def test_a_killed_client_comes_back(legacy: Legacy, container: str) -> None:
     client = process_of(legacy, "client")
     os.kill(client, signal.SIGKILL)
     assert python(legacy, container, "json") == 0
-    wait_until(lambda: process_of(legacy, "client") not in (0, client), what="a new client")
-    wait_until(lambda: python(legacy, container, "xml.dom.minidom") == 0, what="a fetch")
+    eventually(lambda: process_of(legacy, "client") not in (0, client), what="a new client")
+    eventually(lambda: python(legacy, container, "xml.dom.minidom") == 0, what="a fetch")
 
 
 def test_a_killed_api_loses_no_reference(
@@ -142,7 +143,7 @@ def test_a_killed_api_loses_no_reference(
     api = process_of(legacy, "run-api")
     os.kill(api, signal.SIGKILL)
     words = ("run", "--rm", "--network", "none", "--entrypoint", "true", pushed["web"])
-    wait_until(lambda: legacy.engine.docker(*words, check=False).returncode == 0, what="a run")
+    eventually(lambda: legacy.engine.docker(*words, check=False).returncode == 0, what="a run")
     assert python(legacy, container, "json") == 0
 
 

@@ -16,7 +16,8 @@ import pytest
 from tests.engine.conftest import Originals
 from tests.engine.containers import pull, running, runs, tree
 from tests.engine.storewatch import StoreWatch
-from tests.engine.world import Gear, Node, wait_until
+from tests.engine.world import Gear, Node
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -112,7 +113,7 @@ def test_a_running_container_survives_the_fuse_daemon_and_heals(
         def reads() -> bool:
             return exec_cat(node, container, path, check=False).returncode == 0
 
-        wait_until(reads, timeout_s=120, what="healing")
+        eventually(reads, timeout_s=120, what="healing")
 
 
 def test_new_containers_run_once_a_killed_fuse_daemon_is_back(
@@ -126,8 +127,8 @@ def test_new_containers_run_once_a_killed_fuse_daemon_is_back(
     with running(node.engine, pushed["web"]):
         killed = node.fuse_pid()
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: node.fuse_pid() not in (0, killed), what="a new FUSE daemon")
-        wait_until(lambda: runs(node, pushed["web"]), what="a new container")
+        eventually(lambda: node.fuse_pid() not in (0, killed), what="a new FUSE daemon")
+        eventually(lambda: runs(node, pushed["web"]), what="a new container")
         path, _ = unread_file(node, originals)
         with running(node.engine, pushed["web"]) as container:
             exec_cat(node, container, path)
@@ -150,7 +151,7 @@ def test_the_plugin_can_be_killed_under_a_running_container(
         node.kill_plugin()
         # Not with `docker exec`, which asks the plugin first.
         assert cached.read_bytes() == content
-        wait_until(lambda: runs(node, pushed["web"]), what="a new plugin process")
+        eventually(lambda: runs(node, pushed["web"]), what="a new plugin process")
         node.engine.docker("exec", container, "python3", "-c", "import json")
     assert not (node.inner_root / "containers" / container / "merged").exists()
 
@@ -164,8 +165,8 @@ def test_new_containers_run_once_a_killed_plugin_is_back(
     pull(node, pushed["web"])
     with running(node.engine, pushed["web"]) as container:
         killed = node.kill_plugin()
-        wait_until(lambda: node.process("graphdriver") not in (0, killed), what="a new process")
-        wait_until(lambda: runs(node, pushed["web"]), what="a new container")
+        eventually(lambda: node.process("graphdriver") not in (0, killed), what="a new process")
+        eventually(lambda: runs(node, pushed["web"]), what="a new container")
     assert node.engine.docker("ps", "-aq", "--no-trunc", "-f", f"id={container}").stdout == ""
 
 

@@ -17,7 +17,8 @@ from tests.engine import odd_files
 from tests.engine.compare import Scan, differences, scan
 from tests.engine.containers import DOCKERS_OWN, original, pull, running, runs, tree
 from tests.engine.engine import Engine
-from tests.engine.world import Gear, Node, wait_until
+from tests.engine.world import Gear, Node
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -141,7 +142,7 @@ def test_removing_an_image_leaves_nothing_of_it(node: Node, pushed: dict[str, st
     cached = node.cached()
     node.engine.docker("rmi", pushed["nginx"])
     assert not (node.inner_root / "images" / index).exists()
-    wait_until(lambda: not (node.inner_root / "private" / index).exists(), what="forgetting")
+    eventually(lambda: not (node.inner_root / "private" / index).exists(), what="forgetting")
     assert node.cached() == cached
 
 

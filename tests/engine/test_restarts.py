@@ -12,6 +12,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from tests.engine.conftest import WORK
 from tests.engine.engine import Engine
 from tests.engine.registry import Registry
 from tests.engine.small_images import SmallImages
-from tests.engine.world import Gear, Node, install, wait_until
+from tests.engine.world import Gear, Node, install
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -87,7 +89,7 @@ def containers(node: Node, small: SmallImages) -> Iterator[list[Container]]:
     assert after.layers() == before == after.known()
     assert after.mounted() == {}
     assert after.probes() == []
-    wait_until(lambda: after.processes() == WHOLE, what="all processes, and no others")
+    eventually(lambda: after.processes() == WHOLE, what="all processes, and no others")
     assert len(after.private_mounts()) <= 2  # the one Gear image's
 
 
@@ -141,8 +143,8 @@ def _name(step: object) -> str:
 
 def kill_plugin(node: Node) -> None:
     killed = node.kill_plugin()
-    wait_until(lambda: node.process("graphdriver") not in (0, killed), what="a new plugin")
-    wait_until(lambda: node.process("run-api"), what="a new driver")
+    eventually(lambda: node.process("graphdriver") not in (0, killed), what="a new plugin")
+    eventually(lambda: node.process("run-api"), what="a new driver")
 
 
 def restart_engine(node: Node) -> None:
@@ -170,7 +172,7 @@ def test_containers_run_on(
     one Put more than there were Gets would show.
     """
     restart(node)
-    wait_until(lambda: all(c.reads("/cached.sums") for c in containers), what="docker exec")
+    eventually(lambda: all(c.reads("/cached.sums") for c in containers), what="docker exec")
     go_on(containers)
     for container in containers:
         used_from_outside(container, tmp_path)
@@ -220,7 +222,7 @@ def test_a_disabled_plugin_mounts_no_container_a_second_time(
         assert IN_USE in refused.stderr
         assert refused.stderr.count("\n") == 1
     for container in containers:
-        wait_until(lambda c=container: c.reads("/late.sums"), what="healing")
+        eventually(partial(container.reads, "/late.sums"), "healing")
         assert "A /written" in docker("diff", container.name).stdout
     go_on(containers)
     assert [container.mounted() for container in containers] == [0, 0]

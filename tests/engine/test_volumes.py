@@ -22,7 +22,8 @@ from tests.engine.containers import DOCKERS_OWN, original, pull, touched, tree, 
 from tests.engine.engine import Engine
 from tests.engine.registry import Registry
 from tests.engine.storewatch import StoreWatch
-from tests.engine.world import Gear, Node, install, wait_until
+from tests.engine.world import Gear, Node, install
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.root]
 
@@ -131,7 +132,7 @@ def test_a_volume_is_made_listed_shown_and_removed(
     host.engine.docker("volume", "rm", volume)
     assert volume not in host.engine.docker("volume", "ls", "-q").stdout.split()
     assert not (host.inner_root / "images" / index).exists()
-    wait_until(lambda: not (host.inner_root / "private" / index).exists(), what="forgetting")
+    eventually(lambda: not (host.inner_root / "private" / index).exists(), what="forgetting")
 
 
 def test_files_are_fetched_when_they_are_opened(
@@ -292,7 +293,7 @@ def test_a_killed_plugin_takes_no_volume_along(
             new = ("exec", container, "sha256sum", "/v/usr/lib/python3.11/tarfile.py")
             return host.engine.docker(*new, check=False).returncode == 0
 
-        wait_until(reads, timeout_s=120, what="healing")
+        eventually(reads, timeout_s=120, what="healing")
         with holding(host, f"{volume}:/v"):
             pass
         assert mounted(host, volume)
@@ -320,7 +321,7 @@ def test_volumes_survive_the_engine(
         have_plugin(host)
     assert sh(host, mounts[0], f"cat /v/new; head -c 3 /v/{JSON}", "-v", mounts[1]) == 'x\nr""'
     assert sh(host, mounts[1], "cat /p/new") == "y\n"
-    wait_until(lambda: not mounted(host, volume), what="unmounting")
+    eventually(lambda: not mounted(host, volume), what="unmounting")
     host.engine.docker("volume", "rm", volume, plain)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.engine import Engine
+from tests.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Node:
         one that was just started is left alone until it has been seen.
         """
         process = self.process("graphdriver")
-        wait_until(lambda: _age_s(process) > 7, what="dockerd has seen the plugin")
+        eventually(lambda: _age_s(process) > 7, what="dockerd has seen the plugin")
         os.kill(process, signal.SIGKILL)
         return process
 
@@ -130,14 +131,6 @@ def install(engine: Engine, ref: str, store: Path, *settings: str) -> None:
     """Install the plugin as a user would, on an engine that runs another driver."""
     words = ("plugin", "install", "--grant-all-permissions", "--alias", "gear", ref)
     engine.docker(*words, f"store_dir.source={store}", *settings)
-
-
-def wait_until(condition: Any, *, timeout_s: float = 60.0, what: str = "it") -> None:
-    """Poll *condition* until it is true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.1)
 
 
 def _age_s(process: int) -> float:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,7 @@ from tests.engine.netns import inside
 from tests.unit.image.indexes import index
 from tests.unit.layers.layer_damage import whole
 from tests.unix_http import UnixConnection
-
-_START_S = float(os.environ.get("GEAR_TEST_PATIENCE_S", "60"))
-"""Generous: a start takes 2 s, on a busy machine ten times as long, emulated even longer."""
-
-
-def eventually(condition: Callable[[], object], what: str, *, timeout_s: float = _START_S) -> None:
-    """Wait until *condition* is true; *what* is said when it does not come true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s"
-        time.sleep(0.02)
+from tests.waiting import PATIENCE_S, eventually
 
 
 class Node:
@@ -183,9 +173,9 @@ class Node:
 
         eventually(answers, "the driver answers")
 
-    def client(self, *, patience_s: float = _START_S) -> LocalClient:
+    def client(self, *, patience_s: float = PATIENCE_S) -> LocalClient:
         """The client's socket."""
-        return LocalClient(self.run / "client.sock", _START_S, patience_s=patience_s)
+        return LocalClient(self.run / "client.sock", PATIENCE_S, patience_s=patience_s)
 
     def said(self, pattern: str) -> list[str]:
         """The lines of the log that match."""
@@ -211,7 +201,7 @@ class Node:
         was killed a moment ago may still have taken it, or there is no new one yet.
         """
         body = json.dumps(message).encode()
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return self._post(f"/GraphDriver.{name}", body)
@@ -253,7 +243,7 @@ class Node:
         return (self.run / "fuse.json").exists()
 
     def _post(self, path: str, body: bytes) -> dict[str, Any]:
-        connection = UnixConnection(self._socket, _START_S)
+        connection = UnixConnection(self._socket, PATIENCE_S)
         try:
             connection.request("POST", path, body)
             answer = connection.getresponse()

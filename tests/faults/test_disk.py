@@ -14,8 +14,9 @@ import pytest
 
 from gear_plugin.rootfs import is_mount, unmount
 from tests.faults.conftest import MakeNode, contents
-from tests.faults.node import DriverError, Node, eventually
+from tests.faults.node import DriverError, Node
 from tests.unit.layers.tars import tar
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.root
 

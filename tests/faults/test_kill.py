@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import MakeNode, contents
-from tests.faults.node import Node, eventually
+from tests.faults.node import Node
 from tests.unit.layers.tars import tar
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.root
 

@@ -9,7 +9,8 @@ import pytest
 
 from gear_plugin.digest import Digest
 from tests.faults.conftest import MakeNode, contents
-from tests.faults.node import Node, eventually
+from tests.faults.node import Node
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.root
 

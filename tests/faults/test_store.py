@@ -18,7 +18,8 @@ import zstandard
 from gear_plugin.rootfs import is_mount, unmount
 from tests.faults import hanging_fs
 from tests.faults.conftest import MakeNode, contents
-from tests.faults.node import Node, eventually
+from tests.faults.node import Node
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.root
 

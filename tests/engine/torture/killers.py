@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.engine.world import Node, wait_until
+from tests.engine.world import Node
+from tests.waiting import eventually
 
 RECOVERY_S = 25.0
 """For this long after a kill, and after whatever it broke was back, a call may fail."""
@@ -88,10 +89,10 @@ class Killers:
 
     def _plugin(self) -> None:
         """Its first process; see Node.kill_plugin for what dockerd makes of a second kill."""
-        wait_until(lambda: self.node.process("graphdriver"), what="a plugin to kill")
+        eventually(lambda: self.node.process("graphdriver"), what="a plugin to kill")
         killed = self.node.kill_plugin()
         self._moments.append(time.monotonic())
-        wait_until(lambda: self.node.process("graphdriver") not in (0, killed), what="the next")
+        eventually(lambda: self.node.process("graphdriver") not in (0, killed), what="the next")
 
     def _engine(self) -> None:
         """dockerd alone, and after a moment the next one, which finds what runs."""

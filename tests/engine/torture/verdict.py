@@ -17,7 +17,8 @@ from tests.engine.aftermath import WHOLE, Aftermath
 from tests.engine.small_images import SmallImages
 from tests.engine.torture.killers import Killers
 from tests.engine.torture.workload import LABEL, Findings
-from tests.engine.world import Node, wait_until
+from tests.engine.world import Node
+from tests.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Verdict:
     def settle(self) -> None:
         """Wait until plugin and engine answer, and remove the containers that are left."""
         docker = self.node.engine.docker
-        wait_until(lambda: docker("info", check=False).returncode == 0, what="docker info")
-        wait_until(lambda: Aftermath(self.node).processes() == WHOLE, what="all processes")
+        eventually(lambda: docker("info", check=False).returncode == 0, what="docker info")
+        eventually(lambda: Aftermath(self.node).processes() == WHOLE, what="all processes")
         left = docker("ps", "-aq", "--filter", f"label={LABEL}").stdout.split()
         if left:
             docker("rm", "-f", *left)
