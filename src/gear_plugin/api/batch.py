@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-from gear_plugin.api.sending import Getting, OpenObject, PublicObjects, UploadLimit
+from gear_plugin.api.sending import Getting, OpenObject, PublicObjects, piece_bytes
+from gear_plugin.content.rate import RateLimit
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadRequest, ContentNotFound, GearError
 
@@ -53,7 +54,7 @@ class Batch:
         digests: Sequence[Digest],
         public: PublicObjects,
         getting: Getting | None,
-        limit: UploadLimit,
+        limit: RateLimit,
     ) -> None:
         self._digests = digests
         self._public = public
@@ -63,12 +64,12 @@ class Batch:
 
     def pieces(self) -> Iterator[bytes]:
         """The stream."""
-        for piece in self._pieces(self._limit.piece_bytes):
-            self._limit.pass_through(len(piece))
+        for piece in self._pieces(piece_bytes(self._limit)):
+            self._limit.take(len(piece))
             self.sent_bytes += len(piece)
             yield piece
 
-    def _pieces(self, piece_bytes: int) -> Iterator[bytes]:
+    def _pieces(self, size_bytes: int) -> Iterator[bytes]:
         parts: list[bytes] = []
         length = 0
         for digest, future in self._in_turn():
@@ -83,10 +84,10 @@ class Batch:
                 continue
             try:
                 parts.append(digest.raw + found.size_bytes.to_bytes(8, "big"))
-                for content in found.pieces(piece_bytes):
+                for content in found.pieces(size_bytes):
                     parts.append(content)
                     length += len(content)
-                    if length >= piece_bytes:
+                    if length >= size_bytes:
                         yield b"".join(parts)
                         parts, length = [], 0
             finally:

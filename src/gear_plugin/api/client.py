@@ -40,9 +40,10 @@ from gear_plugin.api.gate import Gate
 from gear_plugin.api.image_path import find_object, parse_image
 from gear_plugin.api.metrics import add_metrics
 from gear_plugin.api.openapi import add_document
-from gear_plugin.api.sending import Getting, OpenObject, PublicObjects, UploadLimit
+from gear_plugin.api.sending import Getting, OpenObject, PublicObjects, piece_bytes
 from gear_plugin.api.uploads import Uploads
 from gear_plugin.cluster import Token, parse_node
+from gear_plugin.content.rate import RateLimit
 from gear_plugin.digest import Digest
 from gear_plugin.errors import BadRequest, ContentNotFound, SourceUnavailable
 
@@ -126,7 +127,7 @@ class _Port:
         self._begun_s = time.monotonic()
         self._counts = counts
         self._public = PublicObjects(parts.root)
-        self._limit = UploadLimit(parts.upload_limit)
+        self._limit = RateLimit(parts.upload_limit)
         self._getting = Getting(
             parts.client.obtain, workers=limits.getting, timeout_s=limits.getting_s
         )
@@ -250,21 +251,21 @@ class _Port:
             counted.sent_bytes.labels("download").inc(found.size_bytes)
 
         found.when_closed = done
-        piece_bytes = self._limit.piece_bytes
+        size_bytes = piece_bytes(self._limit)
         if self._limit.bytes_s:
-            response = Response(self._slowly(found, piece_bytes))
+            response = Response(self._slowly(found, size_bytes))
             response.call_on_close(found.close)
         else:
             # gunicorn sends it with sendfile(2), except over TLS.
-            wrapped = wrap_file(request.environ, found, piece_bytes)  # type: ignore[arg-type]
+            wrapped = wrap_file(request.environ, found, size_bytes)  # type: ignore[arg-type]
             response = Response(wrapped, direct_passthrough=True)
         response.content_type = OCTETS
         response.content_length = found.size_bytes
         return response
 
-    def _slowly(self, found: OpenObject, piece_bytes: int) -> Any:
-        for piece in found.pieces(piece_bytes):
-            self._limit.pass_through(len(piece))
+    def _slowly(self, found: OpenObject, size_bytes: int) -> Any:
+        for piece in found.pieces(size_bytes):
+            self._limit.take(len(piece))
             yield piece
 
 

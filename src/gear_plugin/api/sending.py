@@ -2,7 +2,7 @@
 Objects of the public cache on their way to other nodes.
 
     PublicObjects   opens what is in `public/`, which is only ever read here
-    UploadLimit     the bytes a second that all answers share
+    piece_bytes     how much of them to send at once
     Getting         has the client process get what is missing, in bounded number
 
 What is in `public/` is whole and verified (content/cache.py), so it is sent as
@@ -15,14 +15,13 @@ import errno
 import logging
 import os
 import stat
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 
+from gear_plugin.content.rate import RateLimit
 from gear_plugin.digest import Digest
 from gear_plugin.errors import StorageUnavailable, TimedOut
 
@@ -111,43 +110,11 @@ class PublicObjects:
         return OpenObject(fd, found.st_size)
 
 
-class UploadLimit:
-    """
-    Lets *bytes_s* bytes a second through, whoever sends them; 0: all.
-
-    A tenth of a second's worth may go at once.
-    """
-
-    def __init__(
-        self,
-        bytes_s: int,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.bytes_s = bytes_s
-        self._clock, self._sleep = clock, sleep
-        self._lock = threading.Lock()
-        self._free_at_s = 0.0
-
-    @property
-    def piece_bytes(self) -> int:
-        """How much to send at once, so that it goes evenly."""
-        if not self.bytes_s:
-            return PIECE_BYTES
-        return max(_LEAST_PIECE_BYTES, min(PIECE_BYTES, self.bytes_s // _LIMITED_PIECES_S))
-
-    def pass_through(self, count_bytes: int) -> None:
-        """Wait until *count_bytes* more may be sent."""
-        if not self.bytes_s:
-            return
-        with self._lock:
-            now_s = self._clock()
-            begin_s = max(self._free_at_s, now_s - 1 / _LIMITED_PIECES_S)
-            self._free_at_s = begin_s + count_bytes / self.bytes_s
-            wait_s = self._free_at_s - now_s
-        if wait_s > 0:
-            self._sleep(wait_s)
+def piece_bytes(limit: RateLimit) -> int:
+    """How much to send at once below *limit*, so that it goes evenly."""
+    if not limit.bytes_s:
+        return PIECE_BYTES
+    return max(_LEAST_PIECE_BYTES, min(PIECE_BYTES, limit.bytes_s // _LIMITED_PIECES_S))
 
 
 class Getting:

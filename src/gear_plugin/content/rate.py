@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_BURST_S = 0.25
+_BURST_S = 0.1
 """After a pause this much of a second's bytes may go at once."""
 
 
@@ -27,7 +27,7 @@ class RateLimit:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._bytes_s = bytes_s
+        self.bytes_s = bytes_s
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -36,11 +36,11 @@ class RateLimit:
 
     def take(self, size_bytes: int) -> None:
         """Wait until *size_bytes* may go."""
-        if not self._bytes_s:
+        if not self.bytes_s:
             return
         with self._lock:
             now_s = self._clock()
-            self._free_s = max(self._free_s, now_s - _BURST_S) + size_bytes / self._bytes_s
+            self._free_s = max(self._free_s, now_s - _BURST_S) + size_bytes / self.bytes_s
             wait_s = self._free_s - now_s
         if wait_s > 0:
             self._sleep(wait_s)

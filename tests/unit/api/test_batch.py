@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gear_plugin.api.batch import Batch
-from gear_plugin.api.sending import PIECE_BYTES, Getting, PublicObjects, UploadLimit
+from gear_plugin.api.sending import PIECE_BYTES, Getting, PublicObjects
+from gear_plugin.content.rate import RateLimit
 from gear_plugin.digest import Digest
 from gear_plugin.errors import SourceUnavailable, TimedOut
 from tests.unit.api.port_node import FakeClient, publish
@@ -19,7 +20,7 @@ ABSENT = (2**64 - 1).to_bytes(8, "big")
 
 def make(root: Path, client: FakeClient, asked: list[Digest], timeout_s: float = 10) -> Batch:
     getting = Getting(client.obtain, workers=4, timeout_s=timeout_s)
-    return Batch(asked, PublicObjects(root), getting, UploadLimit(0))
+    return Batch(asked, PublicObjects(root), getting, RateLimit(0))
 
 
 def test_small_objects_share_pieces(tmp_path: Path) -> None:
