@@ -21,7 +21,7 @@ test-faults: build/.ready         ## whole nodes, no engine: asked as docker doe
 	$(PY) -m pytest tests/conformance tests/faults tests/cluster --timeout 300
 
 test-engine: build/.ready         ## real dockerd, real plugin, real registry
-	$(PY) -m pytest tests/engine --timeout 900 -m "not full"
+	$(PY) -m pytest tests/engine --timeout 900 -m "not full" --durations 15
 
 test-full: build/.ready           ## the same with every image in every way of mounting
 	$(PY) -m pytest tests/engine --timeout 900
