@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gear_plugin.catalog.base import Catalog, ImageRecord
 from gear_plugin.catalog.memory import MemoryCatalog, MemoryRoster
-from gear_plugin.catalog.place import catalog_file
+from gear_plugin.catalog.place import catalog_file, is_unmade
 from gear_plugin.catalog.roster import Report, Roster
 from gear_plugin.catalog.sqlite import SqliteCatalog
 from gear_plugin.catalog.sqlite_roster import SqliteRoster
@@ -66,7 +66,7 @@ __all__ = [
     "Roster",
     "SqliteCatalog",
     "SqliteRoster",
-    "catalog_file",
+    "is_unmade",
     "open_catalog",
     "open_roster",
 ]

@@ -106,7 +106,8 @@ _COUNT_TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
 
 class SqliteFile:
     """
-    The file *path*, made if it is not there (its directory must be).
+    The file *path*, made if it is not there (its directory must be); to read
+    alone where it may not be written.
 
     *timeout_s*: how long a call waits for others who have it locked.
     Raises BadConfig (cannot be opened), Unsupported (a newer Gear wrote it),
@@ -118,14 +119,17 @@ class SqliteFile:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(
-                path, timeout=timeout_s, isolation_level=None, check_same_thread=False
-            )
+            self._db = self._connected("mode=rwc")
         except sqlite3.Error as error:
             raise BadConfig(f"cannot open the catalog {path}: {error}") from error
         try:
             with self._translated():
-                self._prepare()
+                try:
+                    self._prepare()
+                except sqlite3.Error as error:
+                    if not _is_refusal(error) or not path.is_file():
+                        raise
+                    self._reopen_to_read()
         except BaseException:
             self._db.close()
             raise
@@ -154,14 +158,44 @@ class SqliteFile:
         with self._lock:
             self._db.close()
 
+    def _connected(self, mode: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?{mode}",
+            uri=True,
+            timeout=self._timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _reopen_to_read(self) -> None:
+        """
+        For who may not write the file, or beside it.
+
+        A write-ahead log wants a file beside it even to read.  If none is there,
+        nobody writes now, and all there is is in the file (sqlite.org/wal.html,
+        "Read-Only Databases").
+        """
+        self._db.close()
+        has_log = Path(f"{self._path}-wal").exists()
+        self._db = self._connected("mode=ro" if has_log else "mode=ro&immutable=1")
+        version, _ = self._format()
+        self._check(version)
+        if version == 0:
+            raise BadConfig(f"{self._path} is no catalog yet, and cannot be written")
+
+    def _format(self) -> tuple[int, int]:
+        """Its version, and how many tables it has."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._db.execute(_COUNT_TABLES).fetchone()
+        return version, tables
+
     def _prepare(self) -> None:
         # A WAL needs memory that all users share, which other machines do not.
         journal = "WAL" if is_local(self._path.parent) else "DELETE"
         self._db.execute(f"PRAGMA journal_mode = {journal}")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute(_COUNT_TABLES).fetchone()
+        version, tables = self._format()
         if version == _VERSION and tables >= _TABLES:
             return  # Readers wait for no writer.
         # Two processes may find a new file at once: look again under the lock.
@@ -173,6 +207,9 @@ class SqliteFile:
         for statement in _ADDED:
             self._db.execute(statement)
         self._db.execute("COMMIT")
+        self._check(version)
+
+    def _check(self, version: int) -> None:
         if version > _VERSION:
             raise Unsupported(
                 f"catalog {self._path} has format {version}, this Gear knows {_VERSION}; update it"
@@ -212,3 +249,9 @@ class SqliteFile:
                     raise SourceUnavailable(f"catalog {self._path}: {error}") from error
                 case _:
                     raise
+
+
+def _is_refusal(error: sqlite3.Error) -> bool:
+    """Whether the file or its folder may not be written."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)

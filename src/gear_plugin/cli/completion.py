@@ -80,10 +80,9 @@ def _named(folder: Path) -> Iterator[ImageId]:
 
 
 def _pushed(config: Config) -> list[ImageId]:
-    from gear_plugin.catalog import catalog_file, open_catalog
+    from gear_plugin.catalog import is_unmade, open_catalog
 
-    file = catalog_file(config.catalog)
-    if file is not None and not file.exists():
+    if is_unmade(config.catalog):
         return []  # opening it would make it
     catalog = open_catalog(config.catalog)
     try:

@@ -205,11 +205,10 @@ class Resolver:
 
 def _catalog(config: Config) -> Catalog:
     """The catalog, never made here."""
-    from gear_plugin.catalog import catalog_file
+    from gear_plugin.catalog import is_unmade
 
     there = clustered.with_settings(config, clustered.remembered(config.root) or Settings())
-    file = catalog_file(there.catalog)
-    if file is not None and not file.exists():
+    if is_unmade(there.catalog):
         raise ContentNotFound("this node has no catalog, so object ids stand for nothing here")
     return wiring.catalog(there)
 

@@ -349,10 +349,9 @@ def _problem(problem: Problem) -> str:
 
 def _existing_catalog(config: Config) -> Catalog | None:
     """The catalog, if there is one; looking makes none."""
-    from gear_plugin.catalog import catalog_file
+    from gear_plugin.catalog import is_unmade
 
-    file = catalog_file(config.catalog)
-    return None if file is not None and not file.exists() else wiring.catalog(config)
+    return None if is_unmade(config.catalog) else wiring.catalog(config)
 
 
 def _catalog(config: Config) -> Catalog:

@@ -175,11 +175,10 @@ def ask_catalog(config: Config, question: Callable[[Catalog], _T]) -> _T | None:
     The question is asked in another process.  Raises what it or the catalog
     raises, and TimedOut.
     """
-    from gear_plugin.catalog import catalog_file
+    from gear_plugin.catalog import is_unmade
 
     def ask() -> _T | None:
-        file = catalog_file(config.catalog)
-        if file is not None and not file.exists():
+        if is_unmade(config.catalog):
             return None
         with contextlib.closing(catalog(config)) as opened:
             return question(opened)

@@ -6,11 +6,20 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from gear_plugin.catalog import ImageRecord, SqliteCatalog, SqliteRoster, open_catalog, sqlite_file
+from gear_plugin.catalog import (
+    ImageRecord,
+    SqliteCatalog,
+    SqliteRoster,
+    is_unmade,
+    open_catalog,
+    sqlite_file,
+)
 from gear_plugin.digest import Digest, object_id
 from gear_plugin.errors import BadConfig, Damaged, ImageNotFound, TimedOut, Unsupported
 from gear_plugin.names import ImageId
@@ -54,6 +63,62 @@ def test_other_urls_are_bad_config(url: str) -> None:
     """The message shows the form that is understood."""
     with pytest.raises(BadConfig, match="sqlite:///<absolute path>"):
         open_catalog(url)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
+    yield volume
+    subprocess.run(["umount", "-l", volume], check=True)
+
+
+def remount(volume: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", volume], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("is_local", [True, False])
+def test_what_may_not_be_written_can_be_read(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, is_local: bool
+) -> None:
+    """
+    As on a share that is mounted so; writing says why it does not work.
+    """
+    monkeypatch.setattr(sqlite_file, "is_local", lambda _path: is_local)
+    path = volume / "catalog.sqlite"
+    with closing(SqliteCatalog(path)) as catalog:
+        catalog.put_image(RECORD, OBJECTS)
+    remount(volume, "ro")
+    with closing(SqliteCatalog(path)) as catalog:
+        assert catalog.list_images() == [RECORD]
+        assert catalog.resolve(OID) == OBJECTS[OID]
+        with pytest.raises(BadConfig, match="readonly"):
+            catalog.remove_image(IMAGE)
+    assert [file.name for file in volume.iterdir()] == ["catalog.sqlite"]
+    remount(volume, "rw")
+    path.write_bytes(b"")
+    remount(volume, "ro")
+    with pytest.raises(BadConfig, match="no catalog yet"):
+        SqliteCatalog(path)
+    with pytest.raises(BadConfig):
+        SqliteCatalog(volume / "other")
+
+
+def test_only_who_makes_a_catalog_makes_one(path: Path) -> None:
+    """
+    A file that is not there, or empty, is none.
+    """
+    url = f"sqlite://{path}"
+    assert is_unmade(url)
+    path.touch()
+    assert is_unmade(url)
+    SqliteCatalog(path).close()
+    assert not is_unmade(url)
+    assert is_unmade(f"sqlite://{path}/below/a/file")
+    assert not is_unmade("etcd://host")
 
 
 def test_records_survive_a_reopening(path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_catalog_that_hangs_is_given_up(gear: Gear, monkeypatch: pytest.Monkey
     monkeypatch.setattr(wiring, "catalog", hang)
     monkeypatch.setenv("GEAR_CATALOG_TIMEOUT_S", "0.5")
     monkeypatch.setattr(wiring, "_CATALOG_MARGIN_S", 0)
-    (gear.folder / "catalog.sqlite").touch()
+    (gear.folder / "catalog.sqlite").write_bytes(b"x")
     gear("images", code=7)
     assert "no answer within 0.5 s" in gear.stderr
 

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gear_plugin.catalog import Catalog, catalog_file
+from gear_plugin.catalog import Catalog, is_unmade
 from gear_plugin.cluster import Members, Settings
 from gear_plugin.content import LocalClient
 from gear_plugin.errors import AccessDenied, BadConfig, GearError
@@ -26,8 +26,7 @@ _CERTIFICATES = Path("/etc/docker/certs.d")
 def check_catalog(url: str, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
     """The configured catalog, by listing what is in it."""
     check = "catalog"
-    file = catalog_file(url)
-    if file is not None and not file.exists():
+    if is_unmade(url):
         yield ok(check, f"{url} is not there yet; the first `gear push` makes it")
         return
     try:
