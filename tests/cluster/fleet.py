@@ -192,6 +192,10 @@ class Fleet:
         self.await_live(*self.nodes)
         eventually(lambda: all(map(self._knows, self.nodes)), "they know each other", timeout_s=60)
 
+    def await_port(self, node: ClusterNode) -> None:
+        """Wait until others are served by *node*, which a start does not wait for."""
+        eventually(lambda: self._is_up(NODE_PORT, node.number), "its port answers")
+
     def _knows(self, node: ClusterNode) -> bool:
         """Whether *node* takes all for live, as it must have heard after a restart."""
         found = json.loads((node.root / "cluster.json").read_bytes())
@@ -250,9 +254,9 @@ class Fleet:
             process.wait(30)
         self._managers.clear()
 
-    def _is_up(self, port: int) -> bool:
+    def _is_up(self, port: int, number: int = 0) -> bool:
         try:
-            return self.ask("GET", "/healthz", port=port, token="").status == 200
+            return self.ask("GET", "/healthz", number=number, port=port, token="").status == 200
         except OSError:
             return False
 

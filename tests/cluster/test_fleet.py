@@ -97,6 +97,7 @@ def test_a_manager_that_dies_is_not_missed(fleet: Fleet) -> None:
         restarted = fleet.nodes[1]
         restarted.stop()
         restarted.start()
+        fleet.await_port(restarted)
         with OpenTrace(fleet.store) as trace:
             read_everywhere(image, fleet.nodes)
             counted = reads(trace)
