@@ -16,6 +16,8 @@ _PATTERNS = (
     (r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} \w+", "<time>"),
     (r"\b(Less than a|About an?|\d+) (second|minute|hour|day|week|month|year)s?( ago)?", "<ago>"),
     (r"Up <ago>( \(.*?\))?", "Up"),
+    # The Dockerfile in it names the image, whose name is longer on one side.
+    (r"(?<=Sending build context to Docker daemon  )[\d.]+kB", "<size>"),
 )
 _COMPILED = tuple((re.compile(pattern), word) for pattern, word in _PATTERNS)
 

@@ -51,8 +51,8 @@ def pruned(side: Side) -> None:
     side.do("volume", "create", "d-unused")
     side.docker("container", "prune", "-f")
     side.docker("image", "prune", "-f")
-    side.docker("volume", "prune", "-f")
-    side.docker("system", "prune", "-f", "--volumes")
+    side.docker("volume", "prune", "-f", in_order=False)
+    side.docker("system", "prune", "-f", "--volumes", in_order=False)
     side.docker("ps", "-a", "--format", "{{.Names}}")
     side.run("sh", "-c", "wc -c < /written", image="differential/pruned:1")
 

@@ -46,7 +46,7 @@ def of_images(side: Side) -> None:
     side.exported("d-declared")
     side.do("rm", "-f", "d-declared")
     side.docker("volume", "ls", "-q")
-    side.docker("volume", "prune", "-f")
+    side.docker("volume", "prune", "-f", in_order=False)
 
 
 ALL = (copied_up, of_images)
