@@ -12,6 +12,7 @@ same fields; plugin/config.json declares them without the prefix.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -210,6 +211,17 @@ def load(
         known = ", ".join(Config.model_fields)
         hint = f"; known settings: {known}" if first["type"] == "extra_forbidden" else ""
         raise BadConfig(f"setting {where!r}: {first['msg']}{hint}") from error
+
+
+def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The variables that are no setting but look like one, each with that one."""
+    found = []
+    for name in sorted(environ):
+        lower = name.removeprefix(ENV_PREFIX).lower()
+        if name.startswith(ENV_PREFIX) and lower not in {*Config.model_fields, "config"}:
+            near = difflib.get_close_matches(lower, Config.model_fields, 1)
+            found += [(name, ENV_PREFIX + one.upper()) for one in near]
+    return found
 
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gear_plugin import config
-from gear_plugin.config import Config, load
+from gear_plugin.config import Config, load, misspelt
 from gear_plugin.errors import BadConfig
 
 
@@ -52,6 +52,12 @@ def test_relative_folders_are_taken_from_where_the_command_runs(
     found = load({"root": Path("r")}, environ={"GEAR_RUN": "run", "GEAR_STORE": "../s"})
     assert (found.root, found.run) == (tmp_path / "r", tmp_path / "run")
     assert found.store == f"{tmp_path}/../s"
+
+
+def test_what_looks_like_a_setting_is_told() -> None:
+    """And nothing else: others may have variables of that prefix, too."""
+    environ = dict.fromkeys(["GEAR_STROE", "GEAR_STORE", "GEAR_CONFIG", "GEAR_XYZ", "STROE"], "x")
+    assert misspelt(environ) == [("GEAR_STROE", "GEAR_STORE")]
 
 
 def test_a_store_on_nfs_is_no_folder() -> None:

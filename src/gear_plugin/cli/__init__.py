@@ -111,7 +111,10 @@ def cli(
     flags = {"root": root, "store": store, "catalog": catalog, "docker_host": host}
     flags["log_level"] = log_level
     context.obj = config.load(flags, file=file, bare_names=plugin)
-    logs.setup(context.obj.log_level, "gear")
+    logs.setup(context.obj.log_level, logs.COMMAND)
+    if not cli.commands[context.invoked_subcommand or "help"].hidden:
+        for name, meant in config.misspelt(os.environ):
+            print(f"gear: {name} is no setting; do you mean {meant}?", file=sys.stderr)
 
 
 for command in (

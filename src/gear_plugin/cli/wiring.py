@@ -135,6 +135,8 @@ def store(config: Config, *, create: bool) -> DirectoryStore:
     root = store_folder(config)
     if create or not root.exists():
         return DirectoryStore.create(root)
+    if not root.is_dir():
+        raise SourceUnavailable(f"{root} is a file; a store is a folder, name one with --store")
     if not (root / "objects").is_dir():
         raise SourceUnavailable(
             f"{root} holds no object store; if it is a share, mount it, "

@@ -130,6 +130,12 @@ def test_an_existing_folder_that_is_no_store_is_not_filled(tmp_path: Path) -> No
     wiring.store(Config(store=str(tmp_path / "new" / "store")), create=False)
 
 
+def test_a_store_that_is_a_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceUnavailable, match="is a file"):
+        wiring.store(Config(root=tmp_path, store=str(tmp_path / "file")), create=False)
+
+
 def test_pushing_again_sends_nothing(gear: Gear) -> None:
     """
     The line says how much was saved.

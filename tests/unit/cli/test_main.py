@@ -185,6 +185,17 @@ def test_the_settings_file_is_read(run: Runner, tmp_path: Path) -> None:
     assert (run.config.store, run.config.root) == ("/file", Path("/flag"))
 
 
+def test_a_misspelt_variable_is_told(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    It changes nothing, and who set it believes that it does.
+    """
+    monkeypatch.setenv("GEAR_STROE", "/srv")
+    assert run() == 0
+    assert capsys.readouterr().err == "gear: GEAR_STROE is no setting; do you mean GEAR_STORE?\n"
+
+
 def test_in_the_plugin_settings_have_bare_names(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gear_plugin import wire
-from gear_plugin.catalog import Catalog, MemoryCatalog
+from gear_plugin.catalog import Catalog, MemoryCatalog, SqliteCatalog
 from gear_plugin.cli import node, port
 from gear_plugin.cluster import Token
 from gear_plugin.config import Config
@@ -176,7 +176,7 @@ def test_a_catalog_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(ContentNotFound):
         port._catalog(config)
     assert not file.exists()
-    file.touch()
+    SqliteCatalog(file).close()
     port._catalog(config).close()
 
 
