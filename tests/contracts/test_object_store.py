@@ -11,6 +11,7 @@ import pytest
 
 from gear_plugin.content import (
     CHUNK_BYTES,
+    BuiltFiles,
     DirectoryStore,
     FileSource,
     MemoryStore,
@@ -19,7 +20,7 @@ from gear_plugin.content import (
     until_named,
 )
 from gear_plugin.content.calls import Calls
-from gear_plugin.content.peer import HomesSource, ManagerSource
+from gear_plugin.content.peer import CachedCopies, HomesSource, ManagerSource
 from gear_plugin.digest import Digest
 from gear_plugin.errors import ContentCorrupt, ContentNotFound
 from tests.unit.content.nodes import ME, TOKEN, members_of, running
@@ -256,24 +257,29 @@ def test_name_is_for_people(store: ObjectStore) -> None:
     assert "\n" not in store.name
 
 
-@pytest.fixture(params=["file", "homes", "manager"])
+@pytest.fixture(params=["file", "builds", "homes", "manager", "cache of a node"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSource]:
     """Sources that are only read from, with all CONTENTS."""
     with running(2) as nodes:
         for node in nodes:
             node.put(*CONTENTS.values())
         calls = Calls(TOKEN)
+        folder = tmp_path / "build/files"
+        for content in CONTENTS.values():
+            path = folder / Digest.of(content).shard_path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         if request.param == "file":
-            for content in CONTENTS.values():
-                path = tmp_path / Digest.of(content).shard_path
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(content)
-            yield FileSource("files", tmp_path)
+            yield FileSource("files", folder)
+        elif request.param == "builds":
+            yield BuiltFiles(tmp_path)
         elif request.param == "homes":
             members = members_of(nodes)
             yield HomesSource(calls, lambda: members, ME, hedge_s=5)
-        else:
+        elif request.param == "manager":
             yield ManagerSource(calls, nodes[0].address)
+        else:
+            yield next(CachedCopies(calls, members_of(nodes)).sources(ABSENT))
         calls.close()
 
 

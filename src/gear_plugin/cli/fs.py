@@ -160,7 +160,9 @@ def _start(config: Config, image: str, point: Path, *, prefetch: bool) -> None:
     with log_path.open("rb") as file:
         file.seek(begins)
         said = file.read().decode(errors="replace").strip().splitlines()
-    raise MountFailed(f"cannot mount on {point}: {said[-1] if said else 'no reason given'}")
+    # libfuse gives its reason in a line of its own.
+    reasons = [line for line in said if line.startswith("fuse: ")] or said[-1:]
+    raise MountFailed(f"cannot mount on {point}: {reasons[0] if reasons else 'no reason given'}")
 
 
 def _serve(

@@ -85,7 +85,7 @@ def local_server(config: Config) -> LocalServer:
     """The client: cache, sources, and the socket in front of them."""
     from gear_plugin.api.local import LocalServer
     from gear_plugin.cli.membership import membership, mount_store, own_store
-    from gear_plugin.content import Cache, Fetcher, Starts
+    from gear_plugin.content import BuiltFiles, Cache, Fetcher, Starts
 
     images = NodeImages(config.root)
     cache = Cache(
@@ -104,7 +104,8 @@ def local_server(config: Config) -> LocalServer:
         joined = member.joined
     else:
         store, profiles = own_store(config, mount_store)
-        sources = [store]
+        # Last: what is not in the store is in nobody else's reach.
+        sources = [store, BuiltFiles(config.root / "build")]
     fetcher = Fetcher(
         cache,
         sources,

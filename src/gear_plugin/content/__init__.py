@@ -13,7 +13,7 @@ from gear_plugin.content.cache import Cache, Usage
 from gear_plugin.content.complete import Completer
 from gear_plugin.content.directory import DirectoryStore
 from gear_plugin.content.fetch import FetchCounts, Fetcher, SourceCounts
-from gear_plugin.content.files import FileSource
+from gear_plugin.content.files import BuiltFiles, FileSource
 from gear_plugin.content.memory import MemoryStore
 from gear_plugin.content.profiles import DirectoryProfiles
 from gear_plugin.content.relay import Reading, Relay
@@ -24,6 +24,7 @@ from gear_plugin.content.trash import Trash
 __all__ = [
     "CHUNK_BYTES",
     "Announcement",
+    "BuiltFiles",
     "Cache",
     "Completer",
     "DirectoryProfiles",

@@ -45,3 +45,20 @@ class FileSource:
                 yield chunk
         except OSError as error:
             raise SourceUnavailable(f"{self.name}, {digest}: {error.strerror}") from error
+
+
+class BuiltFiles:
+    """What `gear build` has on this machine, in `<builds>/*/files`: also what was not pushed."""
+
+    name = "builds of this machine"
+
+    def __init__(self, builds: Path) -> None:
+        self._builds = builds
+
+    @contextlib.contextmanager
+    def read(self, digest: Digest) -> Iterator[Iterator[bytes]]:
+        for path in self._builds.glob(f"*/files/{digest.shard_path}"):
+            with FileSource(self.name, path.parent.parent).read(digest) as chunks:
+                yield chunks
+            return
+        raise ContentNotFound(f"no build of this machine has {digest}")

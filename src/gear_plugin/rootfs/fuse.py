@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import llfuse
 
-from gear_plugin.errors import GearError
+from gear_plugin.errors import GearError, MountFailed
 from gear_plugin.image import Status
 from gear_plugin.rootfs.vfs import EMPTY, Filesystem, Lookup
 
@@ -196,9 +196,13 @@ def serve(
     Serve *filesystem* on *mountpoint* until it is unmounted.
 
     *ready* is called from a thread of its own as soon as the mount answers;
-    *name* is what the mount table calls its source.
+    *name* is what the mount table calls its source.  Raises MountFailed.
     """
-    llfuse.init(Handlers(filesystem), str(mountpoint), {f"fsname={name}", *options})
+    try:
+        llfuse.init(Handlers(filesystem), str(mountpoint), {f"fsname={name}", *options})
+    except RuntimeError as error:
+        # libfuse has said why, in a line of its own on stderr.
+        raise MountFailed(f"cannot mount on {mountpoint}: FUSE refuses it") from error
     threading.Thread(target=_announce, args=(mountpoint, ready), daemon=True).start()
     clean = False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,7 @@ def test_a_missing_object_is_an_error_and_reads_once_it_is_back(machine: Machine
     EIO, within the time limit.
     """
     machine.gear("fs", "app-gear:1", str(machine.point))
+    shutil.rmtree(machine.base / "root/build")
     shard = machine.base / "store/objects" / Digest.of(LARGE).shard_path
     (kept,) = shard.parent.glob(f"{shard.name}*")
     kept.rename(machine.base / "away")
@@ -236,6 +238,38 @@ def test_wrong_words_are_one_line(
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not is_mount(machine.point)
+    machine.wait_until_ended()
+
+
+def test_what_was_built_here_needs_no_store(machine: Machine) -> None:
+    """
+    Before the first push there is none.
+    """
+    shutil.rmtree(machine.base / "store")
+    machine.gear("fs", "app-gear:1", str(machine.point))
+    assert (machine.point / "large").read_bytes() == LARGE
+    unmount(machine.point)
+    machine.wait_until_ended()
+
+
+def test_two_at_once_on_one_directory(machine: Machine) -> None:
+    """
+    One has it, and the other one says so in a line.
+    """
+    command = machine.command("fs", "app-gear:1", str(machine.point))
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=machine.environ)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes[0] == 0
+    assert codes[1] in (2, 8)
+    (refused,) = [text for text, process in zip(said, both, strict=True) if process.returncode]
+    assert "mounted on" in refused or "cannot mount on" in refused
+    assert "Error" not in refused
+    assert (machine.point / "large").read_bytes() == LARGE
+    unmount(machine.point)
     machine.wait_until_ended()
 
 
