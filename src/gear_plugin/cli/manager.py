@@ -118,18 +118,22 @@ def token(config: Config) -> None:
 
 @click.command()
 @output.as_json
-@clustered.pass_config
+@click.pass_obj
 def nodes(config: Config, as_json: bool) -> None:
     """
     List the nodes of the cluster, and whether they answer.
 
-    To be run where the catalog can be reached, as on a manager's machine.
+    To be run on a manager's machine, or anywhere with the settings `manager` and
+    `token`.
 
     \b
         gear nodes
         gear nodes --json
     """
-    members = wiring.ask_roster(config, lambda roster: roster.members())
+    if config.manager:
+        _, members = clustered.ask(config)
+    else:
+        members = wiring.ask_roster(config, lambda roster: roster.members())
     if as_json:
         output.print_json(members.as_json())
         return

@@ -147,6 +147,11 @@ def test_from_the_first_start_to_a_dead_node(tmp_path: Path) -> None:
         news = machine.ask("GET", f"/nodes?version={version}&wait=30", token)
         assert Members.from_json(news).nodes == (Member(A, address, is_live=False),)
         assert machine.gear("nodes").stdout.splitlines()[1].split() == [A, address, "dead"]
+        # Another machine, to which the catalog is a file of somebody else's.
+        known = {"manager": f"127.0.0.1:{machine.port}", "token": token.text()}
+        other = Machine(tmp_path / "other", **known)
+        assert [node.node for node in other.nodes().nodes] == [A]
+        assert not (tmp_path / "other/catalog.sqlite").exists()
     with machine.manager():
         assert machine.token() == token
         assert machine.ask("GET", "/nodes", token)["version"] == news["version"]
