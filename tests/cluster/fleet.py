@@ -189,6 +189,9 @@ class Fleet:
         with ThreadPoolExecutor(len(self.nodes)) as workers:
             for done in [workers.submit(node.start) for node in starting]:
                 done.result()
+        # The list may not have missed those that were away for a moment.
+        for node in starting:
+            self.await_port(node)
         self.await_live(*self.nodes)
         eventually(lambda: all(map(self._knows, self.nodes)), "they know each other", timeout_s=60)
 
