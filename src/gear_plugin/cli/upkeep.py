@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -23,8 +22,6 @@ from gear_plugin.names import ImageId
 
 if TYPE_CHECKING:
     from gear_plugin.catalog import Catalog
-    from gear_plugin.content import ObjectSource
-    from gear_plugin.content.peer import CachedCopies
     from gear_plugin.digest import Digest
     from gear_plugin.jobs import Progress
     from gear_plugin.jobs.collect import Collection
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 BROKEN = 1
 """The exit code of a verification that leaves something to do."""
 
-_NODE_S = 3.0
-"""A node that does not answer is not asked again soon."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
@@ -233,12 +228,13 @@ def verify(
 def _verify_store(
     config: Config, names: Sequence[ImageId], repair: bool, progress: Progress, stack: ExitStack
 ) -> Verification:
+    from gear_plugin.cli.good_copies import GoodCopies
     from gear_plugin.jobs.verify import Repair, verify_store
 
     with_copies = None
     if repair:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="gear-verify-"))
-        with_copies = Repair(_GoodCopies(config), Path(scratch))
+        with_copies = Repair(GoodCopies(config), Path(scratch))
     return verify_store(
         wiring.store_folder(config),
         _needs(config, names, progress, stack),
@@ -293,51 +289,6 @@ def _needs(config: Config, names: Sequence[ImageId], progress: Progress, stack: 
 
 def _original(name: ImageId) -> ImageId:
     return name.original if name.is_gear else name
-
-
-class _GoodCopies:
-    """
-    Where good copies are looked for: this machine's caches, what was built here,
-    and the caches of the cluster's nodes, which are looked up when they are needed.
-    """
-
-    def __init__(self, config: Config) -> None:
-        from gear_plugin.content import FileSource
-
-        self._config = config
-        folders = [(f"cache of {node.name}", node.root / "public") for node in wiring.nodes(config)]
-        builds = sorted((config.root / "build").glob("*/files"))
-        folders += [(f"build {path.parent}", path) for path in builds]
-        self._here = [FileSource(name, path) for name, path in folders]
-        self._lock = threading.Lock()
-        self._nodes: CachedCopies | None = None
-
-    def __call__(self, digest: Digest) -> Iterator[ObjectSource]:
-        yield from self._here
-        with self._lock:
-            if self._nodes is None:
-                self._nodes = _nodes_of(self._config)
-        yield from self._nodes.sources(digest)
-
-
-def _nodes_of(config: Config) -> CachedCopies:
-    """The cluster that the catalog knows, if there is one that can be asked."""
-    from gear_plugin.catalog import Roster
-    from gear_plugin.cluster import Members, Token
-    from gear_plugin.content.peer import CachedCopies
-
-    def ask(roster: Roster) -> tuple[Token | None, Members]:
-        members = roster.members()
-        # A cluster gets its token from whoever asks first.
-        return (roster.identity() if members.nodes else None), members
-
-    token, members = None, Members(0, ())
-    try:
-        token, members = wiring.ask_roster(config, ask)
-    except GearError as error:
-        print(f"gear: other nodes are not asked for good copies: {error}", file=sys.stderr)
-    calls = clustered.calls(config, token or Token.new(), connect_s=_NODE_S, stall_s=_NODE_S)
-    return CachedCopies(calls, members)
 
 
 def _problem(problem: Problem) -> str:
