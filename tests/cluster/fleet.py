@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gear_plugin.cluster import Member, homes
+from gear_plugin.cluster import Member, Members, route
 from gear_plugin.content import DirectoryStore
 from gear_plugin.digest import Digest
 from gear_plugin.image import Inode, Kind, Tree
@@ -316,9 +316,19 @@ class Fleet:
 
     def homes_of(self, digest: str) -> list[ClusterNode]:
         """The homes of an object, the first first."""
-        by_id = {node.node_id(): node for node in self.nodes}
-        members = [Member(node, by_id[node].address) for node in by_id]
-        return [by_id[member.node] for member in homes(Digest.from_hex(digest), members)]
+        found = self._by_id()
+        return [found[home.node] for home in self._list().homes(Digest.from_hex(digest))]
+
+    def asked_first(self, asker: ClusterNode, digest: str) -> ClusterNode:
+        """The home that *asker*, which is none itself, asks for the object before the other."""
+        return self._by_id()[route(Digest.from_hex(digest), self._list(), asker.node_id())[0].node]
+
+    def _by_id(self) -> dict[str, ClusterNode]:
+        return {node.node_id(): node for node in self.nodes}
+
+    def _list(self) -> Members:
+        members = [Member(name, node.address) for name, node in self._by_id().items()]
+        return Members(1, tuple(sorted(members)))
 
 
 def _gear(

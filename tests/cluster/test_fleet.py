@@ -71,8 +71,8 @@ def test_a_home_dies_in_mid_transfer(fleet: Fleet) -> None:
     fleet.publish(image)
     digest = sorted(image.digests())[0]
     name = next(name for name in image.files if image_digest(image, name) == digest)
-    first = fleet.homes_of(digest)[0]
     asker = next(node for node in fleet.nodes if node not in fleet.homes_of(digest))
+    first = fleet.asked_first(asker, digest)
     tree = asker.tree(image)
     fleet.network.slow_down(first.number, 20)
     found: list[bytes] = []
@@ -145,8 +145,8 @@ def test_wrong_bytes_from_a_node_are_refused(fleet: Fleet) -> None:
     fleet.publish(image)
     digest = sorted(image.digests())[0]
     name = next(name for name in image.files if image_digest(image, name) == digest)
-    liar = fleet.homes_of(digest)[0]
     asker = next(node for node in fleet.nodes if node not in fleet.homes_of(digest))
+    liar = fleet.asked_first(asker, digest)
     put_into_cache(liar, digest, bytes(len(image.files[name])))
     assert (asker.tree(image) / name).read_bytes() == image.files[name]
     assert asker.said(f"{liar.address} is set aside .*wrong bytes")
