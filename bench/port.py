@@ -24,11 +24,11 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
+from tests import certificates
 from tests.engine import plugin
 
 from bench import port_client, report, results
@@ -67,6 +67,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each measurement")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each run")
+    parser.add_argument("--tls", action="store_true", help="the port speaks TLS only")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     chosen = parser.parse_args()
     found = results.Results()
@@ -77,7 +78,7 @@ def main() -> int:
             SINGLE: fill(root, SMALL_OBJECTS, SMALL_BYTES),
         }
         objects[BATCH] = objects[SINGLE]
-        with serving(root) as server:
+        with serving(root, tls=chosen.tls) as server:
             with contextlib.closing(Port(server.address, server.token)) as asked:
                 port_client.check(asked, objects[BATCH][:50])
             for _ in range(chosen.runs):
@@ -125,7 +126,7 @@ class Server:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Server]:
+def serving(root: Path, *, tls: bool) -> Iterator[Server]:
     """A node's port over the cache in *root*, as `gear client` starts it."""
     address, token = f"127.0.0.1:{_free_port()}", Token.new().text()
     settings = {
@@ -136,6 +137,10 @@ def serving(root: Path) -> Iterator[Server]:
         "LISTEN": address,
         "TOKEN": token,
     }
+    if tls:
+        made = certificates.make(root / "tls")
+        settings |= {"TLS_CERT": made / "server.pem", "TLS_KEY": made / "server.key"}
+        address = port_client.TLS + address
     for name in ("run", "store"):
         (root / name).mkdir(exist_ok=True)
     environ = os.environ | {f"GEAR_{key}": str(value) for key, value in settings.items()}
@@ -162,6 +167,7 @@ def measure(
 ) -> None:
     """One run of *clients* processes that ask for *seconds*."""
     system = f"{clients} client{'s' if clients > 1 else ''}"
+    system += ", TLS" if server.address.startswith(port_client.TLS) else ""
     print(f"{TITLES[kind]}, {system}", file=sys.stderr)
     taken, before, after = _take(server, kind, digests, clients, seconds)
     for name, value in figures(kind, taken, after.cpu_s - before.cpu_s).items():
@@ -256,10 +262,9 @@ def resident_bytes(status: str) -> int:
 
 def _await_answer(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     deadline = time.monotonic() + _START_S
-    host, _, port = address.rpartition(":")
     while True:
         try:
-            connection = HTTPConnection(host, int(port), timeout=2)
+            connection = port_client.connection(address, 2)
             connection.request("GET", "/healthz")
             if connection.getresponse().status == 200:
                 return

@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 
 from gear_plugin.digest import Digest
 
+TLS = "https://"
 LARGE, BATCH, SINGLE = "large", "batch", "single"
 BATCH_OBJECTS = 1000
 _ABSENT = 2**64 - 1
@@ -41,12 +43,22 @@ class Taken:
     """How long each request took."""
 
 
+def connection(address: str, timeout_s: float) -> HTTPConnection:
+    """To `HOST:PORT`, or by TLS to `https://HOST:PORT`, whose certificate is not looked at."""
+    host, _, port = address.removeprefix(TLS).rpartition(":")
+    if not address.startswith(TLS):
+        return HTTPConnection(host, int(port), timeout=timeout_s)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return HTTPSConnection(host, int(port), timeout=timeout_s, context=context)
+
+
 class Port:
     """One connection to a node's port, kept open."""
 
     def __init__(self, address: str, token: str) -> None:
-        host, _, port = address.rpartition(":")
-        self._connection = HTTPConnection(host, int(port), timeout=60)
+        self._connection = connection(address, 60)
         self._headers = {"Authorization": f"Bearer {token}", "Gear-Node": "f" * 32}
         self._buffer = bytearray(1 << 20)
 
