@@ -203,6 +203,16 @@ def load(
     values.update({key: value for key, value in (flags or {}).items() if value is not None})
     if bare_names:
         values["in_plugin"] = True
+    return _checked(values)
+
+
+def override(config: Config, flags: Mapping[str, Any]) -> Config:
+    """*config* with those *flags* that were given (not None); raises BadConfig as `load`."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return _checked({**config.model_dump(), **given}) if given else config
+
+
+def _checked(values: Mapping[str, Any]) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:

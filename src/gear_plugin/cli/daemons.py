@@ -6,21 +6,23 @@ processes that `gear graphdriver` starts for itself.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gear_plugin import log as logs
 from gear_plugin.cli import node, port
 from gear_plugin.cli.supervisor import Supervisor
-from gear_plugin.config import Config
+from gear_plugin.config import Config, override
 from gear_plugin.errors import BadInput
 from gear_plugin.rootfs import LazyLayer, LazyTree
 
@@ -31,7 +33,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SOCKET = "/run/docker/plugins/gear.sock"
 _SELF = (sys.executable, "-m", "gear_plugin")
-_API_THREADS = 64
 _PORT_THREADS = 128
 """One is held by each download and batch under way (`api.client.PortLimits`)."""
 _API_THREADS = 500
@@ -43,6 +44,26 @@ _HEARTBEAT_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
+_CLUSTER_FLAGS = ("manager", "listen", "advertise", "upload_limit", "download_limit")
+
+
+def _cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Have the settings of a node in a cluster as options, too; but no secret."""
+
+    @click.option("--manager", metavar="HOST[:PORT]", help="The cluster's manager.")
+    @click.option("--listen", metavar="HOST:PORT", help="Where this node serves other nodes.")
+    @click.option("--advertise", metavar="HOST[:PORT]", help="Where others reach that.")
+    @click.option("--upload-limit", metavar="SIZE", help="To other nodes, bytes a second (50M).")
+    @click.option("--download-limit", metavar="SIZE", help="From other nodes, bytes a second.")
+    @click.pass_obj
+    @functools.wraps(command)
+    def run(config: Config, /, **words: Any) -> None:
+        flags = {key: words.pop(key) for key in _CLUSTER_FLAGS}
+        command(override(config, flags), **words)
+
+    return run
+
+
 @click.command()
 @click.option(
     "--socket",
@@ -51,7 +72,7 @@ _PR_SET_PDEATHSIG = 1
     show_default=True,
     help="Where docker looks for the plugin.",
 )
-@click.pass_obj
+@_cluster_options
 def graphdriver(config: Config, socket: Path) -> None:
     """
     Run the storage driver in the foreground.
@@ -86,7 +107,7 @@ def graphdriver(config: Config, socket: Path) -> None:
 
 
 @click.command()
-@click.pass_obj
+@_cluster_options
 def client(config: Config) -> None:
     """
     Run a node's client in the foreground: it fetches, verifies and caches files.
@@ -95,6 +116,7 @@ def client(config: Config) -> None:
 
     \b
         gear --store /mnt/store client
+        GEAR_TOKEN=... gear client --manager 10.0.0.7 --upload-limit 50M
     """
     logs.setup(config.log_level, "client")
     _die_with_parent()

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from gear_plugin import __version__, cli
 from gear_plugin import log as logs
+from gear_plugin.cli import daemons
 from gear_plugin.config import Config
 from gear_plugin.errors import (
     BadConfig,
     ContentNotFound,
     GearError,
     LayerInUse,
+    NotFound,
     StorageFull,
 )
 
@@ -318,3 +321,31 @@ def test_heavy_libraries_wait_until_they_are_needed() -> None:
     code = f"import sys, gear_plugin.cli; print(sorted({heavy} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["client", "graphdriver"])
+def test_the_clusters_settings_are_options_of_a_nodes_daemons(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    They beat the settings; a wrong one names the setting, as anywhere.
+    """
+    seen: list[Config] = []
+
+    def stop(config: Config) -> None:
+        seen.append(config)
+        raise NotFound("that is all")
+
+    monkeypatch.setattr(logs, "setup", lambda *_: None)
+    monkeypatch.setattr(daemons, "_die_with_parent", lambda: None)
+    monkeypatch.setattr("gear_plugin.cli.node.local_server", stop)
+    monkeypatch.setattr("gear_plugin.cli.node.Healer", stop)
+    config = Config(root=tmp_path, run=tmp_path, manager="a", listen=":1", download_limit=7)
+    words = ["--manager", "b:2", "--upload-limit", "50M"]
+    result = CliRunner().invoke(cli.cli.commands[name], words, obj=config)
+    assert isinstance(result.exception, NotFound), result.output
+    (found,) = seen
+    assert (found.manager, found.upload_limit) == ("b:2", 50 << 20)
+    assert (found.listen, found.download_limit, found.root) == (":1", 7, tmp_path)
+    result = CliRunner().invoke(cli.cli.commands[name], ["--upload-limit", "much"], obj=config)
+    assert "setting 'upload_limit'" in str(result.exception)
