@@ -200,7 +200,7 @@ def test_client_without_a_manager_is_on_its_own(tmp_path: Path) -> None:
     server = local_server(Config(root=tmp_path / "gear", run=tmp_path, store=str(tmp_path / "s")))
     assert server.answer(b'{"op": "cluster"}')["error"] == "NotFound"
     sources = server.answer(b'{"op": "status"}')["fetched"]["sources"]
-    assert list(sources) == [f"store {tmp_path / 's'}"]
+    assert list(sources) == [f"store {tmp_path / 's'}", "builds of this machine"]
 
 
 @pytest.mark.parametrize(
