@@ -26,8 +26,6 @@ retrans=2         two repetitions: 10 s * (1 + 2) = 30 s to the error.  Shorter,
 lookupcache=pos   "no such object" is asked again each time; the default believes
                   it for up to 60 s after another machine pushed the object.
 nosuid,nodev,noexec   objects are data.
-ro                where nodes read: no bug, and no `rm -r` of Gear's folder, can
-                  reach what all nodes share.  Who pushes mounts it elsewhere.
 """
 
 from __future__ import annotations
