@@ -11,7 +11,7 @@ from functools import partial
 from gear_plugin.catalog import Catalog
 from gear_plugin.cluster import Members, Settings
 from gear_plugin.config import Config
-from gear_plugin.content.nfs_address import store_folder
+from gear_plugin.content.nfs_address import is_nfs, store_folder
 from gear_plugin.errors import GearError
 from gear_plugin.jobs.apart import Outcome, run_apart
 from gear_plugin.jobs.doctor.engine import check_engine
@@ -64,6 +64,7 @@ def diagnose(patient: Patient, *, timeout_s: float) -> list[Finding]:
     """
     config = patient.config
     folder = store_folder(config.store, config.root)
+    nfs = config.store if is_nfs(config.store) else ""
     first = [
         _Check("kernel", partial(check_features, config.root)),
         _Check("way of mounting", partial(check_way, config.root, config.mount_way)),
@@ -71,7 +72,7 @@ def diagnose(patient: Patient, *, timeout_s: float) -> list[Finding]:
         _Check("Docker engine", partial(_ask, patient.host, patient.environ), _START_ENGINE),
         _Check("main folder", partial(check_root, config.root)),
         _Check("catalog", partial(check_catalog, config.catalog, patient.open_catalog), _START_IT),
-        _Check("store", partial(check_store, folder), _ASK_SERVER),
+        _Check("store", partial(check_store, folder, nfs=nfs), _ASK_SERVER),
     ]
     if patient.ask_cluster is not None:
         first.append(_Check("cluster", partial(check_cluster, patient.ask_cluster), _ASK_SERVER))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gear_plugin.durable import TEMP_PREFIX
 from gear_plugin.jobs.doctor.finding import Finding, fix, ok, skip, warn
+from gear_plugin.jobs.mount_table import mounts_at
 
 _SAMPLE_BYTES = 4 << 20
 _GIB = 1 << 30
@@ -35,8 +36,17 @@ def check_root(root: Path) -> Iterator[Finding]:
     yield from _room("main folder", near, "free space there, or set cache_limit")
 
 
-def check_store(store: Path, check: str = "store") -> Iterator[Finding]:
-    """Whether it is there, is a store, has room, and takes and gives bytes."""
+def check_store(store: Path, check: str = "store", nfs: str = "") -> Iterator[Finding]:
+    """
+    Whether it is there, is a store, has room, and takes and gives bytes.
+
+    *nfs*: the address that is mounted at *store* by who needs it.
+    """
+    if nfs and not mounts_at(store):
+        yield warn(
+            check, f"{nfs} is not mounted on {store} now", "a client, or a command, mounts it"
+        )
+        return
     if not os.path.lexists(store):
         yield warn(check, f"{store} is not there", "the first `gear push` makes it, or mount it")
         return

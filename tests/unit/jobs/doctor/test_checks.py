@@ -428,6 +428,15 @@ def test_a_cluster(settings: Settings, status: Status, words: str) -> None:
     assert words in found.detail
 
 
+def test_a_store_on_nfs_that_nobody_needed_yet(tmp_path: Path) -> None:
+    """
+    An empty folder is no damaged store.
+    """
+    (tmp_path / "nfs").mkdir()
+    found = only(check_store(tmp_path / "nfs", nfs="nfs://s/e"))
+    assert (found.status, "nfs://s/e is not mounted" in found.detail) == (WARN, True)
+
+
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
