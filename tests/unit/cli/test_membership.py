@@ -18,7 +18,7 @@ from gear_plugin.cli.leave import leave
 from gear_plugin.cli.membership import Membership, membership
 from gear_plugin.cli.node import local_server
 from gear_plugin.cluster import Settings
-from gear_plugin.config import Config
+from gear_plugin.config import PLUGIN_DEFAULTS, Config
 from gear_plugin.content import Cache, DirectoryStore, Fetcher
 from gear_plugin.content.chosen import ChosenStore
 from gear_plugin.digest import Digest
@@ -133,6 +133,28 @@ def test_store_of_the_node_beats_the_clusters(tmp_path: Path, manager: FakeManag
     config = settings(tmp_path / "gear", manager, store=str(tmp_path / "mine"))
     found = membership(config, no_mount)
     assert isinstance(found.sources[0], DirectoryStore)
+
+
+def test_the_plugins_declared_store_does_not_beat_the_clusters(
+    tmp_path: Path, manager: FakeManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    `docker plugin set gear manager=... token=...` is all: what is on NFS is
+    mounted, a folder is where the plugin sees the host's.
+    """
+    caplog.set_level("INFO")
+    mounted: list[str] = []
+    config = settings(tmp_path / "gear", manager, in_plugin=True, **PLUGIN_DEFAULTS)
+    manager.settings = Settings(store="nfs://server/export")
+    found = membership(config, lambda address, *_: mounted.append(address))
+    found.joined.start()
+    eventually(lambda: mounted == ["nfs://server/export"])
+    found.joined.stop()
+    manager.settings = Settings(store="/srv/elsewhere")
+    found = membership(config.model_copy(update={"root": tmp_path / "other"}), no_mount)
+    found.joined.start()
+    eventually(lambda: "the object store is /mnt/store\n" in caplog.text)
+    found.joined.stop()
 
 
 def test_address_is_that_of_the_settings(tmp_path: Path, manager: FakeManager) -> None:
