@@ -4,12 +4,14 @@ What answers calls: catalog, registry, and a node's own daemons.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gear_plugin.catalog import Catalog, is_unmade
 from gear_plugin.cluster import Members, Settings
@@ -130,8 +132,9 @@ def check_client(node: NodePlace, engine_runs_gear: bool) -> Iterator[Finding]:
         else:
             yield skip(check, "is not running; this is no node now")
         return
+    client = LocalClient(socket, _CLIENT_S)
     try:
-        cached = LocalClient(socket, _CLIENT_S).status()["cached"]
+        cached = client.status()["cached"]
     except GearError as error:
         if os.geteuid():
             yield skip(check, str(error), "run it as root")
@@ -140,7 +143,23 @@ def check_client(node: NodePlace, engine_runs_gear: bool) -> Iterator[Finding]:
     else:
         size = cached["size_bytes"] / 1e6
         yield ok(check, f"answers; {cached['objects']} objects cached, {size:.1f} MB")
+        with contextlib.suppress(GearError):  # it is on its own
+            yield _place_in_cluster(node, client.cluster())
     yield _fuse_daemon(node)
+
+
+def _place_in_cluster(node: NodePlace, found: dict[str, Any]) -> Finding:
+    """What the client of *node* says of its cluster, as `wire` describes it."""
+    check = f"cluster of {node.name}"
+    members = Members.from_json(found["members"])
+    detail = (
+        f"{found['cluster']}, manager {found['manager']}; "
+        f"{len(members.live())} of {len(members.nodes)} nodes are live"
+    )
+    if found["trouble"]:
+        remedy = "what runs goes on; is the manager up, and the token the cluster's?"
+        return warn(check, f"{detail}; not in touch with it: {found['trouble']}", remedy)
+    return ok(check, detail)
 
 
 def _fuse_daemon(node: NodePlace) -> Finding:

@@ -481,8 +481,11 @@ def test_a_registry_with_a_strange_certificate(tmp_path: Path) -> None:
 
 
 @contextmanager
-def client(run: Path, answer: dict[str, Any]) -> Iterator[None]:
-    """A client that gives one answer to everything."""
+def client(
+    run: Path, answer: dict[str, Any], cluster: dict[str, Any] | None = None
+) -> Iterator[None]:
+    """A client that gives one answer to everything, but for what it says of its cluster."""
+    alone = {"ok": False, "error": "NotFound", "message": "this node is in no cluster"}
     run.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(run / "client.sock"))
@@ -491,8 +494,9 @@ def client(run: Path, answer: dict[str, Any]) -> Iterator[None]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.recv(1000)
-                connection.sendall(wire.encode(answer))
+                while asked := connection.recv(1000):
+                    said = answer if b"cluster" not in asked else cluster or alone
+                    connection.sendall(wire.encode(said))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -531,6 +535,21 @@ def test_a_node_whose_daemons_answer(tmp_path: Path) -> None:
         answers, fuse = check_client(node, True)
     assert (answers.status, answers.detail) == (OK, "answers; 3 objects cached, 2.5 MB")
     assert (fuse.status, fuse.detail) == (OK, f"answers at {point}")
+
+
+@pytest.mark.parametrize(("trouble", "status"), [("", OK), ("m:2019 cannot be asked", WARN)])
+def test_a_node_in_a_cluster(tmp_path: Path, trouble: str, status: Status) -> None:
+    """
+    Whose, and whether its manager answers.
+    """
+    members = Members(7, (Member("1" * 32, "a:1"), Member("2" * 32, "b:1", is_live=False)))
+    place = {"cluster": "c", "manager": "m:2019", "trouble": trouble}
+    told = {"ok": True, **place, "members": members.as_json()}
+    with client(tmp_path / "run", STATUS, told):
+        _, found, _ = check_client(NodePlace("n", tmp_path, tmp_path / "run"), True)
+    assert (found.check, found.status) == ("cluster of n", status)
+    assert found.detail.startswith("c, manager m:2019; 1 of 2 nodes are live")
+    assert trouble in found.detail
 
 
 def no_state(run: Path) -> None:
