@@ -213,6 +213,8 @@ class Joined:
             try:
                 is_news = self._step()
             except GearError as error:
+                if self._stopped.is_set():
+                    return  # nobody is in touch any more, and that is no trouble
                 self._note_trouble(error)
             except Exception:
                 log.exception("internal error: not in touch with the manager")

@@ -202,6 +202,22 @@ def test_what_is_known_of_another_cluster_is_forgotten(
     caplog.clear()
 
 
+def test_a_manager_that_goes_after_the_stop_is_no_trouble(
+    manager: FakeManager, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The question that it held is broken off then."""
+    others = set(threading.enumerate())
+    joined = start()
+    eventually(lambda: joined.node in nodes(joined))
+    new = set(threading.enumerate()) - others
+    (thread,) = [one for one in new if one.name == "joined"]
+    joined.stop()
+    manager.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [one for one in caplog.records if manager.address in one.getMessage()] == []
+
+
 @pytest.mark.parametrize(
     ("token", "says"),
     [
